@@ -2,7 +2,7 @@
 //!
 //! This crate is the host: the command line ([`cli`]), the service and the participant as programs ([`serve`],
 //! [`join`]), the checks by Bitcoin's own rules ([`bitcoin`]), the publication of announcements ([`cas`]),
-//! announcements without a cohort ([`singleton`]), a member's stored data and its watch ([`vault`]), the health of a DID
+//! announcements without a cohort ([`singleton`]), standing cohorts ([`standing`]), a member's stored data and its watch ([`vault`]), the health of a DID
 //! ([`check`]), what resolvers see ([`resolve`]), what the programs of a DID's controller share ([`controller`]), and a whole
 //! cohort in one process ([`demo`]). Messages and state machines are in [`protocol`], the actors that drive them in
 //! [`actors`]; another host needs only those two.
@@ -36,6 +36,7 @@ pub mod passphrase;
 pub mod resolve;
 pub mod serve;
 pub mod singleton;
+pub mod standing;
 mod steps;
 mod storage;
 pub mod telemetry;

@@ -12,8 +12,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::{
-    demo::{self, DemoConfig, DemoError, DemoTransport, Progress, Report},
-    protocol::{beacon::BeaconType, cohort::event::SpendPath},
+    demo::{
+        self, DemoConfig, DemoError, DemoTransport, Progress, Report,
+        standing::{self, StandingDemo, StandingReport},
+    },
+    protocol::{
+        beacon::BeaconType,
+        cohort::{
+            event::SpendPath,
+            standing::{Mode, StandingBeacon},
+        },
+    },
 };
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -62,6 +71,24 @@ pub(super) struct DemoArgs {
     /// How messages travel between the service and the participants
     #[arg(long, value_enum, default_value_t = Network::Memory)]
     transport: Network,
+    /// Run a standing cohort: one address, several announcements, many DIDs of each seat
+    #[arg(long, conflicts_with_all = ["decline", "path", "out"])]
+    standing: bool,
+    /// With --standing: how many announcements
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "standing")]
+    announcements: usize,
+    /// With --standing: how many DIDs each seat has
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "standing")]
+    dids: usize,
+    /// With --standing: how many DIDs of each seat are updated in each announcement
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "standing")]
+    updates: usize,
+    /// With --standing: how many seats are silent in every second announcement
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "standing")]
+    absent: usize,
+    /// With --standing: how many seats refuse to sign once
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "standing")]
+    refuse: usize,
     /// Make every key and every nonce follow from this number, to see the same transaction again
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -117,7 +144,8 @@ impl Failure {
 
 pub(super) fn main(args: &DemoArgs) -> ExitCode {
     let config = args.config();
-    match run(args, &config) {
+    let ran = if args.standing { run_standing(args, config.transport) } else { run(args, &config) };
+    match ran {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -151,6 +179,77 @@ fn run(args: &DemoArgs, config: &DemoConfig) -> Result<bool, Failure> {
         print_account(&report, args);
     }
     Ok(report.ok(config.path))
+}
+
+fn run_standing(args: &DemoArgs, transport: DemoTransport) -> Result<bool, Failure> {
+    let config = StandingDemo {
+        seats: args.participants,
+        dids: args.dids,
+        announcements: args.announcements,
+        updates: args.updates,
+        absent: args.absent,
+        refuse: args.refuse,
+        beacon: match args.beacon {
+            Beacon::Cas => StandingBeacon::Cas,
+            Beacon::Smt => StandingBeacon::Smt,
+        },
+        transport,
+        shares_boards: true,
+        seed: args.seed,
+    };
+    config.check()?;
+    if transport == DemoTransport::Http {
+        crate::telemetry::raise_open_files();
+    }
+    let report = super::block_on(standing::run(&config, |step| {
+        if io::stderr().is_terminal() {
+            err!("{step}");
+        }
+    }))?;
+    if args.json {
+        out!("{}", report.to_json(config.announcements));
+    } else {
+        print_standing(&report);
+    }
+    Ok(report.ok(config.announcements))
+}
+
+fn print_standing(report: &StandingReport) {
+    let mark = |good: bool| if good { "yes" } else { "NO" };
+    out!("Standing cohort");
+    out!("  address      {}", report.address);
+    out!("  seats        {}, {} DIDs in all", report.seats, report.dids);
+    out!("               {} seats together can spend, and can end every DID of the cohort", report.spenders);
+    out!(
+        "  formed in    {:.2} s, DIDs registered in {:.2} s",
+        report.formation.as_secs_f64(),
+        report.registration.as_secs_f64()
+    );
+    for one in &report.announcements {
+        let (txid, mode) = (one.transaction.compute_txid(), one.mode);
+        let how = match mode {
+            Mode::Key => "all seats, one MuSig2 signature".to_owned(),
+            Mode::Fallback => format!("{} seats on the fallback leaf", report.spenders),
+        };
+        out!("  number {:<5} {txid}", one.number);
+        out!(
+            "               {} updates, {} seats silent, {} vB, {:.2} s",
+            one.updates,
+            one.absent,
+            one.transaction.vsize(),
+            one.elapsed.as_secs_f64()
+        );
+        out!("               signed by {how}");
+        out!(
+            "               verified: Bitcoin Core consensus {}, every seat's data {}",
+            mark(one.consensus),
+            mark(one.data)
+        );
+    }
+    if report.failed > 0 {
+        out!("  failed       {} numbers, whose coin the next one has spent", report.failed);
+    }
+    out!("  the coin is made up: nothing is broadcast, and a signed transaction counts as final");
 }
 
 /// A live line on standard error, if that is a terminal.

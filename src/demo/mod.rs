@@ -9,6 +9,7 @@ mod network;
 pub mod policy;
 pub mod report;
 mod silence;
+pub mod standing;
 
 use std::{sync::Arc, time::Duration};
 

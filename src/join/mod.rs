@@ -10,6 +10,7 @@ pub(crate) mod memberships;
 pub mod policy;
 mod report;
 mod slot;
+pub mod standing;
 mod start;
 mod terms;
 

@@ -12,6 +12,7 @@ mod maturity;
 mod operator;
 mod results;
 mod rounds;
+mod standing;
 pub(crate) mod tls;
 pub(crate) mod web;
 
@@ -32,6 +33,7 @@ use self::{
 pub use self::{
     alarm::{ALARMS, OnAlarm},
     operator::{ChainConfig, Coins},
+    standing::StandingConfig,
     tls::Tls,
 };
 use crate::{
@@ -158,6 +160,8 @@ pub struct ServeConfig {
     pub seats: SeatLimits,
     /// The number of cohorts that may run at once. Above it no cohort is opened.
     pub max_live: u32,
+    /// A standing cohort in place of one-time ones.
+    pub standing: Option<StandingConfig>,
 }
 
 impl ServeConfig {
@@ -201,6 +205,7 @@ impl ServeConfig {
             proven_keys_only: false,
             seats: SeatLimits::default(),
             max_live: 256,
+            standing: None,
         }
     }
 
@@ -324,6 +329,21 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let builder = builder.vitals(vitals.clone());
     let builder =
         builder.clock(clock).notices(notices).load(load).bans(bans.clone()).seats(Seats::new(config.seats));
+    let chain_of = |operator: &Operator| match operator {
+        Operator::Chain(operator) => Some(Arc::clone(&operator.announcements().settings().chain)),
+        Operator::Offline => None,
+    };
+    let standing = config.standing.clone();
+    let standing = standing.map(|standing| {
+        let settings = standing::settings(&config, &standing, &storage, chain_of(&operator));
+        (standing, settings)
+    });
+    let builder = match &standing {
+        Some((_, settings)) => builder.standing(settings.clone()),
+        None => builder,
+    };
+    // Before the start, so that none is missed.
+    let standing = standing.map(|(standing, settings)| (standing, settings.notices.subscribe()));
     let service = builder.start().await.map_err(|error| ProgramError::Internal(error.to_string()))?;
     listeners.open();
     readiness.set(true);
@@ -353,6 +373,14 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         state: config.state.clone(),
     };
     let health = actix_rt::spawn(health.watch());
+    let (of_standing, standing_printer) = (service.clone(), printer.clone());
+    let is_standing = standing.is_some();
+    let standing = async move {
+        match standing {
+            Some((standing, notices)) => standing::run(&standing, &of_standing, notices, &standing_printer).await,
+            None => std::future::pending().await,
+        }
+    };
     let mut rounds = Rounds::new(
         config,
         conditions,
@@ -370,7 +398,11 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             Err(ProgramError::Internal(format!("{gone}; restart with the same --state to continue")))
         }
         never = tls::reload(listeners.tls.clone(), admission, hangups, printer) => match never {},
-        outcome = rounds.run(announcements) => {
+        outcome = standing => {
+            readiness.set(false);
+            outcome
+        }
+        outcome = rounds.run(announcements), if !is_standing => {
             readiness.set(false);
             rounds.settled().await;
             // The end is sent to the members: give the messages time to leave.

@@ -7,6 +7,7 @@ use crate::support::events;
 use btcr2_aggregation::{
     actors::{
         notice::{ParticipantNotice, ServiceNotice},
+        standing::notice::{SeatNotice, StandingNotice},
         transport::contact::ContactNotice,
     },
     bitcoin::notice::AnnouncementNotice,
@@ -18,10 +19,12 @@ use serde_json::json;
 use strum::VariantNames;
 
 /// The groups of definitions, with the kinds that the code has.
-const GROUPS: [(&str, &[&str]); 7] = [
+const GROUPS: [(&str, &[&str]); 9] = [
     ("program", &PROGRAM_KINDS),
     ("service", ServiceNotice::VARIANTS),
     ("participant", ParticipantNotice::VARIANTS),
+    ("standing", StandingNotice::VARIANTS),
+    ("seat", SeatNotice::VARIANTS),
     ("contact", ContactNotice::VARIANTS),
     ("announcement", AnnouncementNotice::VARIANTS),
     ("watch", WatchNotice::VARIANTS),

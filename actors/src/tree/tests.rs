@@ -6,6 +6,7 @@ mod chain;
 #[path = "../../tests/it/transport_conformance/plain.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the conformance suite")]
 mod plain;
+mod standing;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

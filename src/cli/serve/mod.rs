@@ -1,6 +1,7 @@
 //! `serve`: an Aggregation Service as a program.
 
 mod settings;
+mod standing;
 mod values;
 
 use std::{process::ExitCode, time::Duration};
@@ -58,7 +59,7 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     }
     let settings = args.settings.over(file);
     // There is no default: a made-up coin announces nothing, and must be requested explicitly.
-    let coins = match settings.chain {
+    let coins = match &settings.chain {
         Some(Chain::Offline) => Coins::Offline,
         Some(Chain::Named(named)) => {
             let source = named.source().map_err(|error| usage(&format!("--chain: offline, or {error}")))?;
@@ -86,12 +87,14 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         .map_err(|error| ProgramError::Usage(error.to_string()))?;
     let network = settings.network.unwrap_or(identity.did().network());
     let minimum = settings.min_participants.unwrap_or(2);
+    let standing = standing::config(&settings, network)?;
     let tls = match (settings.tls_cert, settings.tls_key) {
         (Some(certificate), Some(key)) => Some(Tls { certificate, key }),
         (None, None) => None,
         _ => return Err(usage("--tls-cert and --tls-key go together")),
     };
     let mut config = ServeConfig::new(identity, network);
+    config.standing = standing;
     let relays = RelaySettings {
         relays: settings.relay.unwrap_or_default(),
         look_back: settings.look_back,

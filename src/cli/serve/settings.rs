@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 
-use super::values::{Beacon, Chain, SeatsArg, TimeoutRule};
+use super::values::{AbsentArg, Beacon, Chain, OutputArg, RegistrationArg, SeatsArg, TimeoutRule, UpdatesArg};
 use crate::{
     cas::Location,
     cli::{Events, singleton::SatPerVb},
@@ -186,6 +186,52 @@ settings! {
             /// another key, of which nothing is proven before it signs.
             #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_PROVEN_KEYS_ONLY", hide_short_help = true)]
             proven_keys_only: bool,
+        }
+        "Standing cohorts" {
+            /// Serve a standing cohort: one address that announces for years, with many DIDs of each seat
+            ///
+            /// --beacon, --min-participants, --max-participants and --fallback-threshold are its terms too; it has no recovery leaf. Its terms
+            /// are fixed when it is advertised. See docs/standing.md.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_STANDING")]
+            standing: bool,
+            /// With --standing: the shortest time between announcements [default: 1h]
+            #[arg(long, value_name = "TIME", env = "BTCR2_MIN_INTERVAL")]
+            min_interval: Period,
+            /// With --standing: the longest time between update opportunities [default: none]
+            #[arg(long, value_name = "TIME", env = "BTCR2_MAX_INTERVAL", hide_short_help = true)]
+            max_interval: Period,
+            /// With --standing: how many seats with updates open an opportunity [default: 1]
+            #[arg(long, value_name = "N", env = "BTCR2_PENDING_TRIGGER", hide_short_help = true)]
+            pending_trigger: u16,
+            /// With --standing: fewest DIDs of a seat, from the first opportunity on [default: 1]
+            #[arg(long, value_name = "N", env = "BTCR2_MIN_DIDS", hide_short_help = true)]
+            min_dids: u32,
+            /// With --standing: most DIDs of a seat [default: 1000]
+            #[arg(long, value_name = "N", env = "BTCR2_MAX_DIDS")]
+            max_dids: u32,
+            /// With --standing: whether the service receives updates and verifies them, or hashes only [default: full]
+            #[arg(long, value_enum, env = "BTCR2_UPDATES", hide_short_help = true)]
+            updates: UpdatesArg,
+            /// With --standing: who may register a DID [default: proven]
+            #[arg(long, value_enum, env = "BTCR2_REGISTRATION", hide_short_help = true)]
+            registration: RegistrationArg,
+            /// With --standing: whether the others wait for an absent seat [default: proceed]
+            #[arg(long, value_enum, env = "BTCR2_ABSENT")]
+            absent: AbsentArg,
+            /// With --standing: how long a seat may take to respond to an opportunity [default: 10m]
+            #[arg(long, value_name = "TIME", env = "BTCR2_RESPOND_TIME", hide_short_help = true)]
+            respond_time: Period,
+            /// With --standing: how long a seat may take to confirm [default: 10m]
+            #[arg(long, value_name = "TIME", env = "BTCR2_CONFIRM_TIME", hide_short_help = true)]
+            confirm_time: Period,
+            /// With --standing: most announcements that are unconfirmed at once, 1 to 20 [default: 4]
+            #[arg(long, value_name = "N", env = "BTCR2_MAX_UNCONFIRMED", hide_short_help = true)]
+            max_unconfirmed: u8,
+            /// With --standing: an output of your own in every announcement, which can pay for bumps
+            ///
+            /// Its value comes out of the shared coin; at most 10000 sat.
+            #[arg(long, value_name = "ADDRESS:SAT", env = "BTCR2_OPERATOR_OUTPUT", hide_short_help = true)]
+            operator_output: OutputArg,
         }
         "Timing" {
             /// How long a cohort that has --min-participants waits for more [default: 30s]

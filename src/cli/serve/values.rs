@@ -115,3 +115,56 @@ impl<'de> Deserialize<'de> for TimeoutRule {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+/// What the service of a standing cohort receives of updates.
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum UpdatesArg {
+    /// Updates, which it verifies
+    Full,
+    /// Hashes; only the member checks its updates
+    Hash,
+}
+
+/// Who may register a DID in a standing cohort.
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RegistrationArg {
+    /// A controller that proves control of it
+    Proven,
+    /// Every seat: the service sees hashes of DIDs only. With --beacon smt and --updates hash
+    Blind,
+}
+
+/// What happens in a standing cohort when a seat is absent.
+#[derive(Clone, Copy, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum AbsentArg {
+    /// The others wait for it: only all seats together can spend
+    Wait,
+    /// After a deadline --fallback-threshold seats sign without it
+    Proceed,
+}
+
+/// An output: `ADDRESS:SAT`.
+#[derive(Clone, Debug)]
+pub(super) struct OutputArg {
+    pub(super) address: String,
+    pub(super) satoshi: u64,
+}
+
+impl FromStr for OutputArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.rsplit_once(':').and_then(|(address, satoshi)| Some((address, satoshi.parse().ok()?)));
+        let (address, satoshi) = parts.ok_or("an address and satoshi expected, e.g. bc1q...:1000")?;
+        Ok(Self { address: address.to_owned(), satoshi })
+    }
+}
+
+impl<'de> Deserialize<'de> for OutputArg {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}

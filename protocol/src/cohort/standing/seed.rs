@@ -26,6 +26,11 @@ impl SeatSeed {
         Self(Zeroizing::new(bytes))
     }
 
+    /// The seed that is stored as a secret key, in a file that holds nothing else.
+    pub fn from_secret(secret: &SecretKey) -> Self {
+        Self(secret.expose())
+    }
+
     /// A new seed from the caller's randomness.
     pub fn generate(rng: &mut dyn CryptoRng) -> Self {
         let mut bytes = Zeroizing::new([0; 32]);

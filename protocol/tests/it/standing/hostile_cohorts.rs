@@ -256,10 +256,16 @@ fn an_index_is_registered_when_k_seats_have_signed_for_it() {
     world.assert_invariants();
 }
 
-/// Rows that a restored service has lost come back from its seats.
+/// Rows that a restored service has lost come back from its seats, also if they are more than one message takes.
 #[test]
 fn a_service_that_has_lost_its_rows_gets_them_from_its_seats() {
-    let mut world = World::enrolling(44, &terms(StandingBeacon::Cas).proceeding(2), 3, 2);
+    for dids in [2, 50] {
+        rows_come_back(dids);
+    }
+}
+
+fn rows_come_back(dids: usize) {
+    let mut world = World::enrolling(44, &terms(StandingBeacon::Cas).proceeding(2), 3, dids);
     world.run_until_quiet();
     let finalized = world.service.feed(
         world.now,
@@ -277,7 +283,7 @@ fn a_service_that_has_lost_its_rows_gets_them_from_its_seats() {
     world.pass(600);
     world.mine();
     let rows = world.service.cohort.rows_from(0).len();
-    assert_eq!(rows, 6);
+    assert_eq!(rows, 3 * dids);
     world.service.events = backup;
     world.service.numbers.clear();
     world.service.ends.clear();

@@ -1,5 +1,6 @@
 //! Standing cohorts: what their peers must agree on, byte for byte, and what a seat refuses.
 
+mod backups;
 mod board;
 mod cohort;
 mod hostile;

@@ -73,6 +73,8 @@ pub(super) struct SeatNode {
     pub(super) opened: Vec<Bytes<66>>,
     pub(super) responses: BTreeMap<u64, Arc<Response>>,
     pub(super) registered: Vec<DidIndex>,
+    /// Why the machine did not take its host's updates.
+    pub(super) refused_updates: Vec<Reject>,
 }
 
 impl SeatNode {
@@ -112,6 +114,7 @@ impl SeatNode {
             opened: Vec::new(),
             responses: BTreeMap::new(),
             registered: Vec::new(),
+            refused_updates: Vec::new(),
         }
     }
 
@@ -248,7 +251,15 @@ impl SeatNode {
                     let announces = opportunity.kind
                         == btcr2_aggregation_protocol::cohort::standing::OpportunityKind::Announcement;
                     let updates = if announces { self.updates(&committed, &announced) } else { Vec::new() };
-                    SeatInput::UpdatesDecided { number: opportunity.number, updates }
+                    let number = opportunity.number;
+                    match self.feed(now, &SeatInput::UpdatesDecided { number, updates }, service, rng) {
+                        Ok(more) => {
+                            outgoing.extend(more);
+                            continue;
+                        }
+                        Err(reject) => self.refused_updates.push(reject),
+                    }
+                    SeatInput::UpdatesDecided { number, updates: Vec::new() }
                 }
                 SeatEffect::OpenNonces { number, inputs } => {
                     let output = self.machine.output().unwrap().clone();

@@ -52,7 +52,7 @@ pub(super) struct World {
     pub(super) rejects: Vec<(String, Reject)>,
     /// In their order: each spends a coin that was there.
     pub(super) confirmed: Vec<Arc<Transaction>>,
-    coins: BTreeMap<OutPoint, u64>,
+    pub(super) coins: BTreeMap<OutPoint, u64>,
     deposits: u8,
 }
 

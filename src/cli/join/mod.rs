@@ -1,13 +1,17 @@
 //! `join`: a participant as a program.
 
 mod intent;
+mod standing;
 
 use std::{num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use self::intent::{Facts, read_json};
+use self::{
+    intent::{Facts, read_json},
+    standing::ShareArg,
+};
 use super::{
     ChainArg, Events, fail, keys_of,
     relay::{RelaySettings, trust},
@@ -19,7 +23,7 @@ use crate::{
     config::{self, Period, Span, settings},
     error::ProgramError,
     events::Printer,
-    join::{self, ChainQuestions, Idle, Intent, JoinConfig, SingletonFallback, Terms},
+    join::{self, ChainQuestions, Idle, Intent, JoinConfig, SingletonFallback, Terms, standing::StandingJoin},
     protocol::{
         cohort::Timing, did::Did, document::InitialBeaconKind, id::CohortId, invite::InviteToken, network::Network,
     },
@@ -177,6 +181,30 @@ settings! {
             #[arg(long, value_name = "RATE", env = "BTCR2_MAX_FEE_RATE")]
             max_fee_rate: SatPerVb,
         }
+        "Standing cohorts" {
+            /// Take seats in standing cohorts, and stay
+            ///
+            /// --identity is then the file of the seat's secret, made by `identity new` and not used for anything else. The DIDs are in --dids.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_STANDING", conflicts_with_all = ["update", "add_beacon", "decline", "exit_when_done"])]
+            standing: bool,
+            /// With --standing: register the DIDs of all identity files (*.id) in this directory
+            #[arg(long, value_name = "DIR", env = "BTCR2_DIDS")]
+            dids: PathBuf,
+            /// With --standing: announce the signed updates in this directory, files of `update DID … --out`
+            ///
+            /// It is read again at each opportunity. An update of the next version is announced; others wait.
+            #[arg(long, value_name = "DIR", env = "BTCR2_UPDATES_DIR")]
+            updates: PathBuf,
+            /// With --standing: the least share of seats that can spend, and can end every DID [default: 2/3]
+            #[arg(long, value_name = "K/N", env = "BTCR2_LEAST_SHARE", hide_short_help = true)]
+            least_share: ShareArg,
+            /// With --standing: the shortest time between announcements that is accepted [default: 1s]
+            #[arg(long, value_name = "TIME", env = "BTCR2_LEAST_INTERVAL", hide_short_help = true)]
+            least_interval: Period,
+            /// With --standing: accept cohorts in which others may register a DID without control of it
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ACCEPT_BLIND", hide_short_help = true)]
+            accept_blind: bool,
+        }
         "Timing" {
             /// How long a phase of the service may take [default: 1h]
             ///
@@ -281,12 +309,19 @@ enum IdleArg {
 }
 
 pub(super) fn main(args: JoinArgs) -> ExitCode {
-    let outcome = config(args).and_then(|config| {
+    let outcome = config(args).and_then(|(config, standing)| {
         let printer = Printer::new(config.json).with_times(config.times);
         super::block_on(async {
             let hangups = Hangups::new();
+            let stop = crate::telemetry::stop_signal();
+            let running = async {
+                match standing {
+                    Some(standing) => join::standing::run(&config, standing, stop).await,
+                    None => join::run(config, stop).await,
+                }
+            };
             tokio::select! {
-                outcome = join::run(config, crate::telemetry::stop_signal()) => outcome,
+                outcome = running => outcome,
                 never = ignore_hangups(hangups, printer) => match never {},
             }
         })
@@ -298,7 +333,7 @@ pub(super) fn main(args: JoinArgs) -> ExitCode {
     }
 }
 
-fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
+fn config(args: JoinArgs) -> Result<(JoinConfig, Option<StandingJoin>), ProgramError> {
     let usage = |problem: String| ProgramError::Usage(problem);
     let file = match &args.config {
         Some(path) => config::read(path).map_err(|error| usage(error.to_string()))?,
@@ -315,6 +350,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     let settings = args.settings.over(file);
     let (identity, keys) = keys_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
         .map_err(|error| usage(error.to_string()))?;
+    let standing = standing::config(&settings, &identity)?;
     let trust = trust(settings.tls_ca.as_deref()).map_err(usage)?;
     let relays = RelaySettings {
         relays: settings.relay.unwrap_or_default(),
@@ -335,9 +371,14 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         (None, None) => None,
         _ => return Err(usage("--source-document and --source-version go together".to_owned())),
     };
-    let intents = [settings.update.is_some(), settings.add_beacon == Some(true), settings.decline == Some(true)];
+    let intents = [
+        standing.is_some(),
+        settings.update.is_some(),
+        settings.add_beacon == Some(true),
+        settings.decline == Some(true),
+    ];
     if intents.iter().filter(|given| **given).count() != 1 {
-        let problem = "one of --update FILE, --add-beacon and --decline is required";
+        let problem = "one of --update FILE, --add-beacon, --decline and --standing is required";
         return Err(usage(problem.to_owned()));
     }
     let mut given = Given::default();
@@ -362,7 +403,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     };
     let intent = match &settings.update {
         Some(path) => facts.update(path, source, &mut given)?,
-        None if settings.decline == Some(true) => Intent::Decline,
+        None if settings.decline == Some(true) || standing.is_some() => Intent::Decline,
         None => facts.beacon(source)?,
     };
     if let Some(BeaconCoin(InitialBeaconKind::P2pkh, _)) = settings.singleton_coin {
@@ -401,7 +442,7 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
     };
     let default = Terms::default();
     let timing = Timing::default();
-    Ok(JoinConfig {
+    let config = JoinConfig {
         identity,
         keys: Arc::new(keys),
         service: settings.service,
@@ -441,5 +482,6 @@ fn config(args: JoinArgs) -> Result<JoinConfig, ProgramError> {
         chain,
         publication,
         singleton_fallback,
-    })
+    };
+    Ok((config, standing))
 }

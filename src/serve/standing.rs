@@ -1,0 +1,228 @@
+//! `serve --standing`: one standing cohort, which announces for years.
+
+use std::sync::Arc;
+
+use ::bitcoin::TxOut;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use super::{ChainConfig, Coins, ServeConfig};
+use crate::{
+    actors::{
+        handle::Service,
+        standing::{
+            ChainView, StandingSettings,
+            boards::{BoardStore, MemoryBoards},
+            notice::StandingNotice,
+        },
+        state::boards::StateBoards,
+    },
+    bitcoin::chain::Chain,
+    error::ProgramError,
+    events::Printer,
+    protocol::{
+        cohort::standing::{Absent, Mode, StandingTerms, announcement_vsize},
+        id::CohortId,
+    },
+    standing::operator::{Fees, Resolver, StandingOperator},
+    storage::Storage,
+};
+
+/// A standing cohort to serve.
+#[derive(Clone, Debug)]
+pub struct StandingConfig {
+    /// Its terms.
+    pub terms: StandingTerms,
+    /// The operator's own output in every announcement.
+    pub output: Option<TxOut>,
+}
+
+/// What the service needs for it.
+pub(super) fn settings(
+    config: &ServeConfig,
+    standing: &StandingConfig,
+    storage: &Storage,
+    chain: Option<Arc<dyn Chain>>,
+) -> StandingSettings {
+    let boards: Arc<dyn BoardStore> = match storage.state() {
+        Some(state) => Arc::new(StateBoards::new(state)),
+        None => Arc::new(MemoryBoards::default()),
+    };
+    let table = storage.state().map(|state| state.table("standing-dids"));
+    let chain_config: Option<&ChainConfig> = match &config.coins {
+        Coins::Chain(chain) => Some(chain),
+        Coins::Offline => None,
+    };
+    let default = Fees {
+        floor: ::bitcoin::FeeRate::BROADCAST_MIN,
+        ceiling: ::bitcoin::FeeRate::from_sat_per_vb_u32(standing.terms.max_fee_rate),
+        fixed: None,
+        target: 6,
+    };
+    let fees = chain_config.map_or(default, |chain| Fees {
+        floor: chain.fee_floor,
+        ceiling: chain.fee_ceiling,
+        fixed: chain.fee_rate,
+        target: chain.fee_target,
+    });
+    let mut operator = StandingOperator::new(fees, config.publication.clone(), Arc::clone(&boards), table)
+        .with_output(standing.output.clone());
+    let mut settings = StandingSettings { boards, ..StandingSettings::default() };
+    if let (Some(chain), Some(chain_config)) = (chain, chain_config) {
+        let resolver = Resolver {
+            source: chain_config.source.clone(),
+            stores: config.publication.stores.clone(),
+            min_conf: chain_config.confirmations,
+        };
+        operator = operator.with_chain(Arc::clone(&chain), resolver);
+        let view = ChainView {
+            min_confirmations: chain_config.confirmations,
+            poll: chain_config.poll,
+            ..ChainView::new(chain)
+        };
+        settings.chain = Some(view);
+    }
+    settings.policy = Arc::new(operator);
+    settings
+}
+
+/// Prints what a cohort costs and who can end it.
+fn explain(terms: &StandingTerms, printer: &Printer) {
+    let seats = usize::from(terms.max_participants);
+    let spenders = terms.spenders(seats);
+    let by_key = announcement_vsize(terms, seats, Mode::Key);
+    let sizes = match terms.absent {
+        Absent::Wait => format!("{by_key} vB"),
+        Absent::Proceed => {
+            format!("{by_key} vB by key path, {} vB by fallback", announcement_vsize(terms, seats, Mode::Fallback))
+        }
+    };
+    printer.warn(&format!(
+        "{spenders} of {seats} seats together, your own included, can spend the coin and can end every DID of this cohort; fewer can do neither. \
+         If more than {} keys are lost, the coin is lost. An announcement takes {sizes}",
+        seats - spenders
+    ));
+}
+
+/// Runs the cohort until the service stops: continues the one in the journal, or advertises one.
+pub(super) async fn run(
+    standing: &StandingConfig,
+    service: &Service,
+    mut notices: broadcast::Receiver<Arc<StandingNotice>>,
+    printer: &Printer,
+) -> Result<bool, ProgramError> {
+    explain(&standing.terms, printer);
+    let running = service.standing_cohorts().await;
+    if running.is_empty() {
+        let opened = service.open_standing(standing.terms.clone()).await;
+        opened.map_err(|error| ProgramError::Usage(format!("the terms of the standing cohort: {error}")))?;
+    }
+    for cohort in &running {
+        let machine = cohort.inspect().await;
+        if machine.is_some_and(|machine| *machine.config().terms != standing.terms) {
+            printer.warn(&format!(
+                "cohort {} continues on the terms that it was advertised with: they are fixed for the life of its address",
+                cohort.id()
+            ));
+        }
+    }
+    loop {
+        match notices.recv().await {
+            Ok(notice) => {
+                if let StandingNotice::StandingHalted { cohort_id, reason } = &*notice {
+                    printer.notice(&*notice, text(&notice));
+                    return Err(ProgramError::Internal(format!(
+                        "standing cohort {cohort_id} cannot continue: {reason}; restart with the same --state"
+                    )));
+                }
+                printer.notice(&*notice, text(&notice));
+            }
+            Err(RecvError::Lagged(lost)) => printer.missed(lost),
+            Err(RecvError::Closed) => return Ok(true),
+        }
+    }
+}
+
+fn short(cohort_id: &CohortId) -> &str {
+    cohort_id.as_str()
+}
+
+/// A notice for people.
+fn text(notice: &StandingNotice) -> String {
+    match notice {
+        StandingNotice::StandingAdvertised { cohort_id } => {
+            format!("standing cohort {} is advertised", short(cohort_id))
+        }
+        StandingNotice::SeatAdmitted { seat, .. } => format!("{seat} has a seat"),
+        StandingNotice::SeatRefused { seat, reason, .. } => format!("{seat} has no seat: {reason}"),
+        StandingNotice::StandingFormed { cohort_id, beacon_address, seats } => format!(
+            "standing cohort {} has formed of {seats} seats; send a deposit to {beacon_address}",
+            short(cohort_id)
+        ),
+        StandingNotice::StandingRecovered { cohort_id, beacon_address, number } => match beacon_address {
+            Some(address) => {
+                format!("standing cohort {} continues at {address} after number {number}", short(cohort_id))
+            }
+            None => format!("standing cohort {} continues to wait for seats", short(cohort_id)),
+        },
+        StandingNotice::StandingRestarted { cohort_id, restarts } => {
+            format!("standing cohort {} was restarted after a fault ({restarts} in this minute)", short(cohort_id))
+        }
+        StandingNotice::RowsSettled { seat, registered, refused, .. } => match refused.first() {
+            Some((index, why)) => {
+                format!("{seat}: {registered} DIDs registered, {} refused, e.g. {index}: {why}", refused.len())
+            }
+            None => format!("{seat}: {registered} DIDs registered"),
+        },
+        StandingNotice::CoinArrived { outpoint, value, .. } => {
+            format!("a coin of {value} sat is final: {outpoint}")
+        }
+        StandingNotice::NumberOpened { number, .. } => {
+            format!("number {number} is open: seats are asked for updates")
+        }
+        StandingNotice::ResponseRefused { number, seat, reason, .. } => {
+            format!("number {number}: the response of seat {seat} does not count: {reason}")
+        }
+        StandingNotice::NumberIdle { number, absent, .. } => {
+            format!("number {number}: no seat has an update ({} were silent)", absent.len())
+        }
+        StandingNotice::NumberFailed { number, reason, absent, refused, .. } => {
+            let refusals: Vec<_> = refused.iter().map(|(seat, why)| format!("{seat}: {why}")).collect();
+            let refusals = if refusals.is_empty() { String::new() } else { format!("; {}", refusals.join("; ")) };
+            format!(
+                "number {number} has failed, the next one spends the same coin: {reason} ({} were silent{refusals})",
+                absent.len()
+            )
+        }
+        StandingNotice::NumberSigned { number, txid, mode, absent, balance, announcements_left, .. } => format!(
+            "number {number} is signed by {}, {} seats were silent: {txid}; {balance} sat are left, for about {} announcements by key path, or {} \
+             by fallback",
+            match mode {
+                Mode::Key => "all seats",
+                Mode::Fallback => "fallback",
+            },
+            absent.len(),
+            announcements_left.0,
+            announcements_left.1
+        ),
+        StandingNotice::BalanceLow { beacon_address, balance, announcements_left, .. } => format!(
+            "warning: {balance} sat are left, for {announcements_left} announcements by fallback: send a deposit to {beacon_address}"
+        ),
+        StandingNotice::SubmissionFailed { txid, problem, .. } => {
+            format!("warning: {txid} was not accepted, and is submitted again: {problem}")
+        }
+        StandingNotice::NumberConfirmed { number, .. } => format!("number {number} is final"),
+        StandingNotice::NumbersVoid { numbers, by, .. } => {
+            format!(
+                "warning: {by} has spent the coin of numbers {numbers:?}: they can never be mined, and are announced again"
+            )
+        }
+        StandingNotice::StandingRejected { from, code, detail, .. } => match from {
+            Some(from) => format!("refused a message of {from} ({code}): {detail}"),
+            None => format!("refused a message ({code}): {detail}"),
+        },
+        StandingNotice::StandingHalted { cohort_id, reason } => {
+            format!("error: standing cohort {} cannot continue: {reason}", short(cohort_id))
+        }
+        other => format!("{other:?}"),
+    }
+}

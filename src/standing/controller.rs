@@ -1,0 +1,326 @@
+//! A controller of DIDs in standing cohorts, by a fixed policy: it registers all its DIDs, announces the signed updates that are in a
+//! directory, and stores what resolvers need of every announcement.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::sidecars::Sidecars;
+use crate::{
+    actors::standing::policy::{
+        BoardToSign, Control, RowWanted, SeatPolicy, SeatView, StandingOffer, UpdatesAsked, UpdatesChosen,
+    },
+    bitcoin::chain::ChainSource,
+    cas::Cas,
+    controller::{Current, CurrentError, Keys, Resolving, UpdateFile},
+    events::Printer,
+    inputs,
+    protocol::{
+        beacon::{BeaconData, smt_index},
+        cohort::standing::{
+            BoardContent, OpportunityKind, RowAction, StandingPolicy, Updates, message::ControlProof,
+            seat::SeatUpdate,
+        },
+        did::Did,
+        document,
+        hash::{DidIndex, DocumentHash},
+        identity::Identity,
+        update::{SignedUpdate, UpdateContext, verify_update},
+    },
+    resolve::Given,
+};
+
+/// A DID and its keys.
+pub struct ControlledDid {
+    /// The identity that it began with.
+    pub identity: Identity,
+    /// The keys that sign for it.
+    pub keys: Arc<Keys>,
+}
+
+/// How a controller resolves its DIDs.
+#[derive(Clone)]
+pub struct Chain {
+    /// The source of the chain.
+    pub source: ChainSource,
+    /// Content stores.
+    pub stores: Vec<Arc<dyn Cas>>,
+    /// The confirmations with which a signal counts.
+    pub min_conf: u32,
+}
+
+/// The controller.
+pub struct StandingController {
+    dids: BTreeMap<DidIndex, ControlledDid>,
+    service: Option<Did>,
+    policy: StandingPolicy,
+    chain: Chain,
+    /// The directory of signed updates, files of `update --out`.
+    updates: Option<PathBuf>,
+    sidecars: Sidecars,
+    printer: Printer,
+}
+
+/// The parts of a [`StandingController`].
+pub struct ControllerParts<'a> {
+    /// The DIDs.
+    pub dids: Vec<ControlledDid>,
+    /// The service; without it, the first whose terms are accepted.
+    pub service: Option<Did>,
+    /// What is accepted of terms.
+    pub policy: StandingPolicy,
+    /// How DIDs are resolved.
+    pub chain: Chain,
+    /// The directory of signed updates.
+    pub updates: Option<PathBuf>,
+    /// The directory in which every DID has its Sidecar Data.
+    pub out: &'a Path,
+    /// Where problems are reported.
+    pub printer: Printer,
+}
+
+fn index_of(did: &Did) -> DidIndex {
+    DidIndex::from_bytes(smt_index(did))
+}
+
+impl StandingController {
+    /// A controller of these DIDs.
+    ///
+    /// # Errors
+    /// Why the files in its output directory cannot be read, in words.
+    pub fn new(parts: ControllerParts<'_>) -> Result<Self, String> {
+        let genesis = |controlled: &ControlledDid| {
+            controlled.identity.genesis_document().map(|document| (**document).clone())
+        };
+        let of_did = |controlled: &ControlledDid| (controlled.identity.did().clone(), genesis(controlled));
+        let sidecars = Sidecars::open(parts.out, parts.dids.iter().map(of_did))?;
+        let dids =
+            parts.dids.into_iter().map(|controlled| (index_of(controlled.identity.did()), controlled)).collect();
+        let ControllerParts { service, policy, chain, updates, printer, .. } = parts;
+        Ok(Self { dids, service, policy, chain, updates, sidecars, printer })
+    }
+
+    fn warn(&self, did: &Did, problem: &dyn std::fmt::Display) {
+        self.printer.warn(&format!("{did}: {problem}"));
+    }
+
+    /// The current document of a DID, as resolvers give it.
+    async fn current(&self, did: &Did) -> Result<Current, CurrentError> {
+        let mut given = Given::default();
+        if let Some(sidecar) = self.sidecars.get(did) {
+            let read = given.add(sidecar, "the output directory");
+            read.map_err(|error| CurrentError::Unreadable(error.to_string()))?;
+        }
+        let Chain { source, stores, min_conf } = self.chain.clone();
+        Resolving::new(did.clone(), source, stores, min_conf, given).current().await
+    }
+
+    /// The signed updates in the directory, by DID and version.
+    fn prepared(&self) -> BTreeMap<(DidIndex, u64), SignedUpdate> {
+        let Some(dir) = &self.updates else { return BTreeMap::new() };
+        let files = match std::fs::read_dir(dir) {
+            Ok(files) => files,
+            Err(error) => {
+                self.printer.warn(&format!("{}: {error}", dir.display()));
+                return BTreeMap::new();
+            }
+        };
+        let mut prepared = BTreeMap::new();
+        for path in files.filter_map(|file| Some(file.ok()?.path())) {
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match read_update(&path) {
+                Ok(Some((did, update))) => {
+                    if let (index, Some(version)) = (index_of(&did), update.target_version())
+                        && self.dids.contains_key(&index)
+                    {
+                        prepared.insert((index, version), update);
+                    }
+                }
+                Ok(None) => self
+                    .printer
+                    .warn(&format!("{}: not a signed update (`update DID … --out FILE`)", path.display())),
+                Err(problem) => self.printer.warn(&format!("{}: {problem}", path.display())),
+            }
+        }
+        prepared
+    }
+
+    /// The version of a DID that is final, and the update that may follow in this number.
+    async fn choose(
+        &self,
+        seat: &SeatView,
+        asked: &UpdatesAsked,
+        prepared: &BTreeMap<(DidIndex, u64), SignedUpdate>,
+        index: &DidIndex,
+    ) -> Option<(u64, Option<SeatUpdate>)> {
+        let did = self.dids.get(index)?.identity.did();
+        let current = match self.current(did).await {
+            Ok(current) => current,
+            Err(error) => {
+                self.warn(did, &format!("no update of it is submitted: {error}"));
+                return None;
+            }
+        };
+        if let Some(unsettled) = &current.unsettled {
+            self.warn(did, unsettled);
+            return Some((current.version, None));
+        }
+        let (mut document, mut version) = (current.document, current.version);
+        // What an ancestor of the coins announces comes first.
+        while asked.announced.contains(&(*index, version + 1)) {
+            let before = prepared.get(&(*index, version + 1))?;
+            let context = UpdateContext { did, document: &document, version, block: None };
+            document = verify_update(before, &context).ok()?;
+            version += 1;
+        }
+        let Some(update) = prepared.get(&(*index, version + 1)) else { return Some((current.version, None)) };
+        let committed = asked.committed.iter().find(|(of, to, _)| of == index && *to == version + 1);
+        if committed.is_some_and(|(.., hash)| hash != update.hash()) {
+            self.warn(did, &format!("another update of version {} may still be announced", version + 1));
+            return Some((current.version, None));
+        }
+        let beacon = seat.terms.beacon_type.as_str();
+        // A signal counts for a document that lists its beacon in an earlier block (rule R-4).
+        if version > current.version || !document::lists_beacon(&document, beacon, &seat.beacon_address) {
+            self.warn(
+                did,
+                &format!("its current document does not list {} yet: the update waits", seat.beacon_address),
+            );
+            return Some((current.version, None));
+        }
+        let context = UpdateContext { did, document: &document, version, block: None };
+        if let Err(problem) = verify_update(update, &context) {
+            self.warn(did, &format!("the prepared update of version {} is not valid: {problem}", version + 1));
+            return Some((current.version, None));
+        }
+        let full = (seat.terms.updates == Updates::Full).then(|| update.value().clone());
+        let chosen = SeatUpdate { did: did.clone(), version: version + 1, hash: *update.hash(), full };
+        Some((current.version, Some(chosen)))
+    }
+
+    /// Stores what an announcement has of each DID.
+    fn store(&self, board: &BoardToSign) -> Result<(), String> {
+        let prepared = self.prepared();
+        let by_hash: BTreeMap<&DocumentHash, &SignedUpdate> =
+            prepared.values().map(|update| (update.hash(), update)).collect();
+        for entry in &board.entries {
+            let Some(controlled) = self.dids.get(&entry.index) else { continue };
+            let did = controlled.identity.did();
+            let data = board.board.data(&entry.index, entry.nonce.as_ref(), entry.update.as_ref());
+            let data = data.ok_or_else(|| format!("the board does not prove the entry of {did}"))?;
+            let update = match &entry.update {
+                Some(hash) => {
+                    let update = by_hash.get(hash).ok_or_else(|| format!("the update of {did} is gone"))?;
+                    Some(update.value())
+                }
+                None => None,
+            };
+            self.sidecars.add(did, Some(&data), update)?;
+        }
+        Ok(())
+    }
+
+    /// Stores what a board, of an announcement from which the seat was absent, has of each DID: no leaf, and in a map what others have.
+    ///
+    /// # Errors
+    /// Why it cannot be stored, in words.
+    pub fn store_missed(
+        &self,
+        beacon: crate::protocol::cohort::standing::StandingBeacon,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        let content: BoardContent = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        for (index, controlled) in &self.dids {
+            let data: BeaconData =
+                content.without_leaf(beacon, index).ok_or("the board has an entry of an absent DID")?;
+            self.sidecars.add(controlled.identity.did(), Some(&data), None)?;
+        }
+        Ok(())
+    }
+}
+
+/// The DID and the update of a file of `update --out`; none if it is something else.
+fn read_update(path: &Path) -> Result<Option<(Did, SignedUpdate)>, String> {
+    let value: Value = inputs::json(path).map_err(|error| error.to_string())?;
+    let UpdateFile::Signed { update, .. } = UpdateFile::from_value(value)? else { return Ok(None) };
+    let did = update.value().pointer("/proof/invocationTarget").and_then(Value::as_str);
+    let did = did.ok_or("the update names no DID")?;
+    Ok(Some((Did::parse(did).map_err(|error| error.to_string())?, update)))
+}
+
+#[async_trait]
+impl SeatPolicy for StandingController {
+    async fn joins(&self, offer: &StandingOffer) -> Result<(), String> {
+        match &self.service {
+            Some(service) if *service != offer.service => Err("another service".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn standing_policy(&self) -> StandingPolicy {
+        self.policy.clone()
+    }
+
+    async fn registers(&self, _: &SeatView) -> Vec<RowWanted> {
+        let row = |controlled: &ControlledDid| RowWanted {
+            did: controlled.identity.did().clone(),
+            action: RowAction::Register,
+        };
+        self.dids.values().map(row).collect()
+    }
+
+    async fn proves(&self, did: &Did, digest: &[u8; 32]) -> Option<Control> {
+        let controlled = self.dids.get(&index_of(did))?;
+        let current = match self.current(did).await {
+            Ok(current) => current,
+            Err(error) => {
+                self.warn(did, &format!("its control cannot be proven: {error}"));
+                return None;
+            }
+        };
+        let (verification_method, key) = match controlled.keys.signer(&current.document, current.version) {
+            Ok((method, key)) => (method, key),
+            Err(error) => {
+                self.warn(did, &error);
+                return None;
+            }
+        };
+        let mut rng = crate::actors::runtime::Randomness::System.for_actor("proof of control");
+        let proof = ControlProof { verification_method, signature: key.sign(digest, &mut rng) };
+        let genesis_document = controlled.identity.genesis_document().map(|document| (**document).clone());
+        // Without its lists there is nothing that the service does not find itself.
+        let sidecar = self.sidecars.get(did).filter(|_| current.version > 1);
+        Some(Control { proof, genesis_document, sidecar })
+    }
+
+    async fn has_updates(&self, _: &SeatView) -> bool {
+        !self.prepared().is_empty()
+    }
+
+    async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {
+        let mut chosen = UpdatesChosen::default();
+        if asked.opportunity.kind == OpportunityKind::Refresh {
+            return chosen;
+        }
+        let prepared = self.prepared();
+        let wanted: BTreeSet<DidIndex> = prepared.keys().map(|(index, _)| *index).collect();
+        for index in wanted.iter().filter(|index| asked.indexes.contains(index)) {
+            if let Some((version, update)) = self.choose(seat, asked, &prepared, index).await {
+                chosen.resolved.push((*index, version));
+                chosen.updates.extend(update);
+            }
+        }
+        chosen
+    }
+
+    async fn signs(&self, _: &SeatView, board: &BoardToSign) -> Result<(), String> {
+        self.store(board)
+    }
+}

@@ -1,0 +1,6 @@
+//! Standing cohorts in the programs (docs/standing.md): the decisions of an operator with a chain, those of a controller, and the files in
+//! which a controller's DIDs find their data.
+
+pub mod controller;
+pub mod operator;
+mod sidecars;

@@ -1,0 +1,269 @@
+//! The operator of standing cohorts: checks control of DIDs and their updates, names prices, and publishes announcement maps before they are
+//! signed.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ::bitcoin::{FeeRate, TxOut};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    actors::{
+        policy::PolicyError,
+        standing::{
+            boards::BoardStore,
+            policy::{Price, PriceRequest, StandingServicePolicy, UpdatesToCheck},
+        },
+        state::Table,
+    },
+    bitcoin::chain::{Chain, ChainSource, ConfirmationTarget},
+    cas::{Cas, Content, Publication},
+    controller::{Current, CurrentError, Resolving},
+    protocol::{
+        beacon::{CasAnnouncement, smt_index},
+        cohort::standing::{BoardContent, Entry, RowAction, message::AskedRow},
+        did::Did,
+        document,
+        error::Retry,
+        hash::DidIndex,
+        id::CohortId,
+        update::{SignedUpdate, UpdateContext, refuse_expiring, verify_update},
+    },
+    resolve::Given,
+};
+
+/// What an announcement may cost.
+#[derive(Clone, Debug)]
+pub struct Fees {
+    /// The lowest rate.
+    pub floor: FeeRate,
+    /// The highest rate.
+    pub ceiling: FeeRate,
+    /// The rate, whatever the chain estimates.
+    pub fixed: Option<FeeRate>,
+    /// The blocks within which an announcement is to be confirmed.
+    pub target: u16,
+}
+
+/// Where the operator resolves DIDs.
+#[derive(Clone)]
+pub struct Resolver {
+    /// The source of the chain.
+    pub source: ChainSource,
+    /// Content stores.
+    pub stores: Vec<Arc<dyn Cas>>,
+    /// The confirmations with which a signal counts.
+    pub min_conf: u32,
+}
+
+/// A registered DID: its document as the operator knows it, and the updates that were submitted here since.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Registered {
+    did: Did,
+    document: Value,
+    version: u64,
+    /// By version: of each the last one that was submitted.
+    updates: BTreeMap<u64, Value>,
+}
+
+/// The operator of standing cohorts.
+pub struct StandingOperator {
+    chain: Option<Arc<dyn Chain>>,
+    resolver: Option<Resolver>,
+    fees: Fees,
+    output: Option<TxOut>,
+    publication: Publication,
+    boards: Arc<dyn BoardStore>,
+    /// Where registered DIDs are stored, if anywhere.
+    table: Option<Table>,
+    known: Mutex<BTreeMap<DidIndex, Registered>>,
+    clock: crate::actors::runtime::Clock,
+}
+
+impl StandingOperator {
+    /// An operator without a chain, whose DIDs have never been updated.
+    pub fn new(fees: Fees, publication: Publication, boards: Arc<dyn BoardStore>, table: Option<Table>) -> Self {
+        Self {
+            chain: None,
+            resolver: None,
+            fees,
+            output: None,
+            publication,
+            boards,
+            table,
+            known: Mutex::default(),
+            clock: crate::actors::runtime::Clock::system(),
+        }
+    }
+
+    /// With a chain, from which fees are estimated and DIDs are resolved.
+    #[must_use]
+    pub fn with_chain(mut self, chain: Arc<dyn Chain>, resolver: Resolver) -> Self {
+        (self.chain, self.resolver) = (Some(chain), Some(resolver));
+        self
+    }
+
+    /// With an output of the operator in every announcement, which can pay for bumps.
+    #[must_use]
+    pub fn with_output(mut self, output: Option<TxOut>) -> Self {
+        self.output = output;
+        self
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DidIndex, Registered>> {
+        // Each change is one call.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn registered(&self, index: &DidIndex) -> Result<Option<Registered>, String> {
+        if let Some(known) = self.lock().get(index) {
+            return Ok(Some(known.clone()));
+        }
+        let Some(table) = &self.table else { return Ok(None) };
+        let stored = table.get(*index.as_bytes()).await.map_err(|error| error.to_string())?;
+        let stored = stored.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+        stored.map_err(|error| format!("what is stored of {index} cannot be read: {error}"))
+    }
+
+    async fn store(&self, index: DidIndex, registered: Registered) -> Result<(), String> {
+        if let Some(table) = &self.table {
+            let bytes = serde_json::to_vec(&registered).map_err(|error| error.to_string())?;
+            table.put(*index.as_bytes(), bytes).await.map_err(|error| error.to_string())?;
+        }
+        self.lock().insert(index, registered);
+        Ok(())
+    }
+
+    /// The document of a DID, and its version: resolved, or without a chain the initial one.
+    async fn document(&self, did: &Did, row: &AskedRow) -> Result<(Value, u64), String> {
+        let Some(resolver) = &self.resolver else {
+            let initial = document::initial_document(did, row.genesis_document.as_ref());
+            return Ok((initial.map_err(|error| error.to_string())?, 1));
+        };
+        let mut given = Given::default();
+        if let Some(genesis) = &row.genesis_document {
+            let genesis = json!({ "genesisDocument": genesis });
+            given.add(genesis, "the registration").map_err(|error| error.to_string())?;
+        }
+        if let Some(sidecar) = &row.sidecar {
+            given.add(sidecar.clone(), "the registration").map_err(|error| error.to_string())?;
+        }
+        let Resolver { source, stores, min_conf } = resolver.clone();
+        match Resolving::new(did.clone(), source, stores, min_conf, given).current().await {
+            Ok(Current { document, version, .. }) => Ok((document, version)),
+            Err(CurrentError::Unreadable(error)) => {
+                Err(format!("the chain cannot be read now, try again: {error}"))
+            }
+            Err(error) => Err(format!("the DID does not resolve here: {error}")),
+        }
+    }
+
+    /// Checks one update on the documents that are known of its DID.
+    async fn check(&self, index: &DidIndex, update: &Value) -> Result<(), String> {
+        let known = self.registered(index).await?;
+        let mut known = known.ok_or_else(|| format!("{index} was not registered here with its DID"))?;
+        let signed = SignedUpdate::from_value(update.clone()).map_err(|error| error.to_string())?;
+        refuse_expiring(&signed, self.clock.now()).map_err(|error| error.to_string())?;
+        let target = signed.target_version().ok_or("the update has no targetVersionId")?;
+        if target <= known.version {
+            return Err(format!("the update leads to version {target}, and the DID has version {}", known.version));
+        }
+        let (mut document, mut version) = (known.document.clone(), known.version);
+        while version + 1 < target {
+            let before = known.updates.get(&(version + 1));
+            let before =
+                before.ok_or_else(|| format!("the update to version {} is not known here", version + 1))?;
+            let before = SignedUpdate::from_value(before.clone()).map_err(|error| error.to_string())?;
+            let context = UpdateContext { did: &known.did, document: &document, version, block: None };
+            document = verify_update(&before, &context).map_err(|error| error.to_string())?;
+            version += 1;
+        }
+        let context = UpdateContext { did: &known.did, document: &document, version, block: None };
+        verify_update(&signed, &context).map_err(|error| error.to_string())?;
+        known.updates.insert(target, update.clone());
+        self.store(*index, known).await
+    }
+
+    /// Puts the announcement map of a number into the content stores.
+    async fn publish(&self, cohort_id: &CohortId, number: u64) -> Result<(), String> {
+        if self.publication.stores.is_empty() {
+            return Ok(());
+        }
+        let listed =
+            self.boards.list(cohort_id, number.saturating_sub(1), 16).await.map_err(|error| error.to_string())?;
+        for (_, hash) in listed.into_iter().filter(|(of, _)| *of == number) {
+            let Some(bytes) = self.boards.get(&hash).await.map_err(|error| error.to_string())? else { continue };
+            let content: BoardContent = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+            let map: CasAnnouncement = content
+                .responses
+                .iter()
+                .flat_map(|response| &response.entries)
+                .filter_map(|entry| match entry {
+                    Entry::Cas { did, update_hash } => Some((did.clone(), *update_hash)),
+                    Entry::Smt { .. } => None,
+                })
+                .collect();
+            if map.is_empty() {
+                continue;
+            }
+            let content = Content::try_from(&map).map_err(|error| error.to_string())?;
+            self.publication.publish(&[content]).await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl StandingServicePolicy for StandingOperator {
+    async fn check_control(&self, _: &CohortId, row: &AskedRow, digest: &[u8; 32]) -> Result<(), String> {
+        if row.action == RowAction::Unregister {
+            // The seat's own signature is enough to give it up.
+            return Ok(());
+        }
+        let did = row.did.as_deref().ok_or("the DID is missing")?;
+        let did = Did::parse(did).map_err(|error| error.to_string())?;
+        if smt_index(&did) != *row.did_index.as_bytes() {
+            return Err("the index is not that of the DID".to_owned());
+        }
+        let proof = row.proof.as_ref().ok_or("the proof of control is missing")?;
+        let (document, version) = self.document(&did, row).await?;
+        let key =
+            document::invocation_key(&document, &proof.verification_method).map_err(|error| error.to_string())?;
+        if !key.x_only().verify(digest, &proof.signature) {
+            return Err(format!("{} has not signed the row", proof.verification_method));
+        }
+        let registered = Registered { did, document, version, updates: BTreeMap::new() };
+        self.store(row.did_index, registered).await
+    }
+
+    async fn check_updates(&self, updates: &UpdatesToCheck) -> Result<(), String> {
+        for (index, update) in &updates.updates {
+            self.check(index, update).await?;
+        }
+        Ok(())
+    }
+
+    async fn price(&self, request: &PriceRequest) -> Result<Price, PolicyError> {
+        if let Err(problem) = self.publish(&request.cohort_id, request.number).await {
+            if self.publication.hold_on_failure {
+                return Err(Retry(format!("the announcement map could not be published: {problem}")).into());
+            }
+            tracing::warn!(number = request.number, problem, "an announcement map could not be published");
+        }
+        let Fees { floor, ceiling, fixed, target } = self.fees.clone();
+        let estimate = match (fixed, &self.chain) {
+            (Some(rate), _) => Some(rate),
+            (None, Some(chain)) => {
+                let target = ConfirmationTarget::new(target);
+                chain.fee_estimate(target).await.map_err(|error| Retry(error.to_string()))?
+            }
+            (None, None) => None,
+        };
+        let rate = estimate.unwrap_or(floor).clamp(floor, ceiling);
+        Ok(Price { rate, operator: self.output.clone() })
+    }
+}

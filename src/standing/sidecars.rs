@@ -1,0 +1,104 @@
+//! The Sidecar Data of a controller's DIDs, in a file for each: what a resolver needs of every announcement of the address.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    files::write_whole,
+    protocol::{beacon::BeaconData, did::Did, hash::sha256, jcs, sidecar::plain_data},
+};
+
+/// The lists of Sidecar Data.
+const LISTS: [&str; 3] = ["updates", "casUpdates", "smtProofs"];
+
+/// The files.
+pub(super) struct Sidecars {
+    dir: PathBuf,
+    data: Mutex<BTreeMap<Did, Value>>,
+}
+
+fn hash_of(value: &Value) -> [u8; 32] {
+    jcs::hash(value).unwrap_or_else(|_| sha256(value.to_string().as_bytes()))
+}
+
+fn add(data: &mut Value, list: &str, entry: Value) {
+    if let Value::Array(entries) = &mut data[list] {
+        let hash = hash_of(&entry);
+        if !entries.iter().any(|known| hash_of(known) == hash) {
+            entries.push(entry);
+        }
+    }
+}
+
+impl Sidecars {
+    /// Those in a directory, which is created if necessary, for these DIDs with their genesis documents.
+    pub(super) fn open(dir: &Path, dids: impl IntoIterator<Item = (Did, Option<Value>)>) -> Result<Self, String> {
+        let failed = |path: &Path, problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+        std::fs::create_dir_all(dir).map_err(|error| failed(dir, &error))?;
+        let mut data = BTreeMap::new();
+        for (did, genesis) in dids {
+            let path = path_of(dir, &did);
+            let mut sidecar = match std::fs::read_to_string(&path) {
+                Ok(text) => serde_json::from_str(&text).map_err(|error| failed(&path, &error))?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    json!({ "@context": "https://btcr2.dev/context/v1" })
+                }
+                Err(error) => return Err(failed(&path, &error)),
+            };
+            if let Some(genesis) = genesis {
+                sidecar["genesisDocument"] = genesis;
+            }
+            for list in LISTS {
+                if !sidecar[list].is_array() {
+                    sidecar[list] = json!([]);
+                }
+            }
+            data.insert(did, sidecar);
+        }
+        Ok(Self { dir: dir.to_owned(), data: Mutex::new(data) })
+    }
+
+    /// What is known of a DID.
+    pub(super) fn get(&self, did: &Did) -> Option<Value> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).get(did).cloned()
+    }
+
+    /// Adds what one announcement has of a DID, and an update of it.
+    pub(super) fn add(
+        &self,
+        did: &Did,
+        announcement: Option<&BeaconData>,
+        update: Option<&Value>,
+    ) -> Result<(), String> {
+        let path = path_of(&self.dir, did);
+        let text = {
+            let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(sidecar) = data.get_mut(did) else { return Ok(()) };
+            if let Some(update) = update {
+                add(sidecar, "updates", update.clone());
+            }
+            match announcement {
+                Some(BeaconData::Cas(_)) => {
+                    announcement.into_iter().for_each(|data| add(sidecar, "casUpdates", plain_data(data)));
+                }
+                Some(BeaconData::Smt(_)) => {
+                    announcement.into_iter().for_each(|data| add(sidecar, "smtProofs", plain_data(data)));
+                }
+                _ => {}
+            }
+            serde_json::to_string_pretty(sidecar).map_err(|error| error.to_string())? + "\n"
+        };
+        write_whole(&path, text.as_bytes()).map_err(|error| format!("{}: {error}", path.display()))
+    }
+}
+
+/// The file of a DID. DIDs have no characters that file systems refuse but the colon.
+fn path_of(dir: &Path, did: &Did) -> PathBuf {
+    dir.join(format!("{}.json", did.as_str().replace(':', "_")))
+}

@@ -1,6 +1,7 @@
 //! The `demo` command as people and scripts use it: the real binary, its output, its files and its exit status. The tests
 //! verify its output again, by the `bitcoin` and `bitcoinconsensus` crates and by hashing the sidecars.
 
+mod standing;
 mod transaction;
 
 use std::{

@@ -39,6 +39,9 @@ use crate::{
 /// How long seats may take that are not expected to be silent.
 const PATIENCE: u32 = 600;
 
+/// How many numbers may fail in a demo: those that seats refuse, and a few that are too slow.
+const MOST_FAILURES: usize = 5;
+
 /// What the first coin holds, in satoshi.
 const DEPOSIT: u64 = 100_000_000;
 
@@ -278,9 +281,9 @@ pub async fn run(config: &StandingDemo, mut progress: impl FnMut(&str)) -> Resul
     let mut seats = Vec::new();
     let mut formation = Duration::ZERO;
     for (policy, member, mut notices) in members {
-        let did = formed(&mut notices).await?;
+        let did = in_time("formation", formed(&mut notices)).await?;
         formation = started.elapsed();
-        registered(&mut notices, config.dids).await?;
+        in_time("registration", registered(&mut notices, config.dids)).await?;
         seats.push(RunningSeat { policy, member, did });
     }
     let registration = started.elapsed().saturating_sub(formation);
@@ -320,6 +323,13 @@ pub async fn run(config: &StandingDemo, mut progress: impl FnMut(&str)) -> Resul
     service.stop().await;
     network.stop().await;
     Ok(report)
+}
+
+/// A step of one seat, which does not wait for ever.
+async fn in_time<T>(step: &str, running: impl Future<Output = Result<T, DemoError>>) -> Result<T, DemoError> {
+    let patience = Duration::from_secs(PATIENCE.into());
+    let ended = tokio::time::timeout(patience, running).await;
+    ended.map_err(|_| internal(format!("the {step} has not ended after {PATIENCE} s")))?
 }
 
 /// Waits until the cohort of a seat has formed; returns the seat's DID.
@@ -370,8 +380,11 @@ impl Running {
         loop {
             match &*self.notices.recv().await.map_err(internal)? {
                 StandingNotice::NumberOpened { .. } if self.opened.is_none() => self.opened = Some(Instant::now()),
-                StandingNotice::NumberFailed { .. } => {
+                StandingNotice::NumberFailed { number, reason, .. } => {
                     self.failed += 1;
+                    if self.failed > MOST_FAILURES {
+                        return Err(internal(format!("number {number} failed as those before it: {reason}")));
+                    }
                     self.seats.iter().for_each(|seat| seat.policy.signs_again());
                 }
                 StandingNotice::StandingRejected { detail, .. } => tracing::warn!(detail, "a message was refused"),

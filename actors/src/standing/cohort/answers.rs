@@ -45,9 +45,9 @@ impl StandingCohortActor {
 
     fn answer_rows(&self, from: &Did, request: &RowsRequest) {
         let machine = self.engine.machine();
-        let rows = machine.rows_from(request.from);
+        let rows = machine.rows_from(request.after);
         let rows = rows.get(..MAX_PART_ROWS).unwrap_or(rows).to_vec();
-        let given = RowsGiven { cohort_id: request.cohort_id.clone(), from: request.from, rows };
+        let given = RowsGiven { cohort_id: request.cohort_id.clone(), after: request.after, rows };
         self.send(from.clone(), given.into());
     }
 

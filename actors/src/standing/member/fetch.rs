@@ -98,7 +98,7 @@ impl RowsFetch {
 
     /// The rows, once no more follow; `most` bounds them.
     pub(super) fn part(&mut self, given: RowsGiven, most: u64) -> Option<Vec<Row>> {
-        if given.from != self.next() || given.rows.len() > MAX_PART_ROWS {
+        if given.after != self.next() || given.rows.len() > MAX_PART_ROWS {
             return None;
         }
         let is_last = given.rows.len() < MAX_PART_ROWS;
@@ -178,8 +178,8 @@ impl SeatActor {
         }
     }
 
-    pub(super) fn ask_rows(&self, from: u64) {
+    pub(super) fn ask_rows(&self, after: u64) {
         let cohort_id = self.engine.machine().config().cohort_id.clone();
-        self.send(RowsRequest { cohort_id, from }.into());
+        self.send(RowsRequest { cohort_id, after }.into());
     }
 }

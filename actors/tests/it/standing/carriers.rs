@@ -20,8 +20,11 @@ use btcr2_aggregation_protocol::cohort::standing::StandingBeacon;
 
 use super::world::{World, terms};
 
+/// DIDs of each seat: more rows than an opportunity carries, so that seats fetch them.
+const DIDS: usize = 100;
+
 async fn two_announcements(server: Arc<dyn Transport>, client: Arc<dyn Transport>, beacon: StandingBeacon) {
-    let mut world = World::new(Clock::system(), server, client, 3);
+    let mut world = World::with_dids(Clock::system(), server, client, 3, DIDS);
     let mut terms = terms(beacon, 3);
     terms.min_seconds_between_announcements = 1;
     world.form(terms).await;

@@ -220,12 +220,22 @@ pub(super) fn terms(
 impl World {
     /// A service, and `seats` members with two DIDs each, that are not started.
     pub(super) fn new(clock: Clock, server: Arc<dyn Transport>, client: Arc<dyn Transport>, seats: usize) -> Self {
+        Self::with_dids(clock, server, client, seats, 2)
+    }
+
+    pub(super) fn with_dids(
+        clock: Clock,
+        server: Arc<dyn Transport>,
+        client: Arc<dyn Transport>,
+        seats: usize,
+        dids: usize,
+    ) -> Self {
         let mut policy = DefaultStandingPolicy::default();
         policy.price.rate = FeeRate::from_sat_per_vb_u32(2);
         let boards: Arc<dyn BoardStore> = Arc::new(MemoryBoards::default());
         let standing = StandingSettings { policy: Arc::new(policy), boards, ..StandingSettings::default() };
         let seat = |number: usize| {
-            let controller = Arc::new(Controller::new(number, 2));
+            let controller = Arc::new(Controller::new(number, dids));
             let seed = SeatSeed::from_bytes(sha256(format!("seat {number}").as_bytes()));
             let policy: Arc<dyn SeatPolicy> = Arc::clone(&controller) as _;
             let mut settings = MemberSettings::new(Arc::new(seed), NETWORK, Arc::clone(&client), policy);

@@ -43,8 +43,7 @@ fn restored(seed: u64, in_backup: bool) -> World {
         true => vec![(index, 2, update_hash)],
         false => Vec::new(),
     };
-    world.seats[0].events = backup;
-    world.crash_seat(0);
+    world.seats[0].restore(backup);
     world.feed_seat(0, &SeatInput::RestoredFromBackup { coins, updates });
     world
 }

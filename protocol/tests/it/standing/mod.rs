@@ -6,6 +6,7 @@ mod cohort;
 mod hostile;
 mod hostile_cohorts;
 mod lifecycle;
+mod messages;
 mod output;
 mod registration;
 mod seat_node;

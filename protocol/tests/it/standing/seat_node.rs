@@ -361,6 +361,13 @@ impl SeatNode {
         self.machine = replay(Seat::new(Arc::clone(&self.config)), &self.events);
     }
 
+    /// Its journal is that of a backup.
+    pub(super) fn restore(&mut self, backup: Vec<SeatEvent>) {
+        self.nonces = None;
+        self.events = through_journal(&backup);
+        self.machine = replay(Seat::new(Arc::clone(&self.config)), &self.events);
+    }
+
     pub(super) fn restart(
         &mut self,
         now: Timestamp,

@@ -11,6 +11,7 @@ use btcr2_aggregation_protocol::{
     did::Did,
     error::Reject,
     hash::{DidIndex, DocumentHash, SignalBytes, sha256},
+    message::{Body, Message},
     output::Coin,
     time::Timestamp,
 };
@@ -156,8 +157,9 @@ impl World {
 
     fn post(&mut self, to: Option<usize>, from: &Did, message: &StandingMessage) {
         // As text, as it travels.
-        let read = StandingMessage::from_json(message.short_type(), &message.to_json());
-        let message = read.unwrap().unwrap();
+        let sent = Message::new(from.clone(), None, Body::Standing(Box::new(message.clone())));
+        let read = Message::from_json(&sent.to_json()).unwrap_or_else(|error| panic!("{message:?}: {error}"));
+        let Body::Standing(message) = (*read.body).clone() else { panic!("{message:?}: read as another message") };
         let copies = 1 + u64::from(self.below(1_000) < self.repeats);
         for _ in 0..copies {
             if self.below(1_000) < self.loss {
@@ -165,7 +167,7 @@ impl World {
             }
             let at = self.now + Duration::from_millis(1 + self.below(self.max_delay));
             self.order += 1;
-            let packet = Packet { at, order: self.order, to, from: from.clone(), message: message.clone() };
+            let packet = Packet { at, order: self.order, to, from: from.clone(), message: (*message).clone() };
             self.queue.push(packet);
         }
     }

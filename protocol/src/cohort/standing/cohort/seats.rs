@@ -121,7 +121,7 @@ impl StandingCohort {
         if returned.rows.len() > MAX_PART_ROWS {
             return Err(Reject::new(RejectCode::Malformed, from, format!("at most {MAX_PART_ROWS} rows expected")));
         }
-        let Some(known) = running.roster.row_count().checked_sub(returned.from) else {
+        let Some(known) = running.roster.row_count().checked_sub(returned.after) else {
             return Err(Reject::new(RejectCode::WrongPhase, from, "rows before these are missing"));
         };
         let new = usize::try_from(known).ok().and_then(|known| returned.rows.get(known..)).unwrap_or_default();

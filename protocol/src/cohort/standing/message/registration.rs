@@ -71,17 +71,17 @@ impl RegisterRows {
 pub struct RowsReturned {
     /// The cohort.
     pub cohort_id: CohortId,
-    /// After so many rows.
-    pub from: u64,
+    /// How many rows of the roster are before these.
+    pub after: u64,
     /// At most [`MAX_PART_ROWS`].
     pub rows: Vec<Row>,
 }
 
 impl RowsReturned {
-    /// Rows from place `from` of the roster on, in as few messages as they fit into.
-    pub(crate) fn split(cohort_id: &CohortId, from: u64, rows: &[Row]) -> Vec<Self> {
-        let parts = (from..).step_by(MAX_PART_ROWS).zip(rows.chunks(MAX_PART_ROWS));
-        parts.map(|(from, rows)| Self { cohort_id: cohort_id.clone(), from, rows: rows.to_vec() }).collect()
+    /// The rows after the first `after` of the roster, in as few messages as they fit into.
+    pub(crate) fn split(cohort_id: &CohortId, after: u64, rows: &[Row]) -> Vec<Self> {
+        let parts = (after..).step_by(MAX_PART_ROWS).zip(rows.chunks(MAX_PART_ROWS));
+        parts.map(|(after, rows)| Self { cohort_id: cohort_id.clone(), after, rows: rows.to_vec() }).collect()
     }
 }
 
@@ -91,8 +91,8 @@ impl RowsReturned {
 pub struct RowsRequest {
     /// The cohort.
     pub cohort_id: CohortId,
-    /// After so many rows.
-    pub from: u64,
+    /// How many rows of the roster are before these.
+    pub after: u64,
 }
 
 /// `standing/rows`: rows of the roster from that place on. A seat asks again for those after them.
@@ -101,8 +101,8 @@ pub struct RowsRequest {
 pub struct RowsGiven {
     /// The cohort.
     pub cohort_id: CohortId,
-    /// After so many rows.
-    pub from: u64,
+    /// How many rows of the roster are before these.
+    pub after: u64,
     /// At most [`MAX_PART_ROWS`].
     pub rows: Vec<Row>,
 }

@@ -36,6 +36,7 @@ mod request_auth_vectors;
 mod resolution;
 mod resume;
 mod rules;
+mod signing_session;
 mod singleton;
 mod singleton_coins;
 mod smt_vectors;

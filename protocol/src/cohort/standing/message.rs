@@ -197,7 +197,8 @@ pub struct RegisterRows {
     pub rows: Vec<AskedRow>,
 }
 
-/// The most bytes of JSON that the rows of one message take: it fits into one HTTP message.
+/// The most bytes of JSON that the rows of one message take: it fits into one HTTP message. Fewer than [`MAX_PART_ENTRIES`] rows
+/// fit into them.
 const MAX_PART_BYTES: usize = 48 << 10;
 
 impl RegisterRows {
@@ -208,7 +209,7 @@ impl RegisterRows {
         for row in rows {
             let size = serde_json::to_string(row).map_or(0, |text| text.len());
             match parts.last_mut() {
-                Some(part) if part.rows.len() < MAX_PART_ENTRIES && bytes + size <= MAX_PART_BYTES => {
+                Some(part) if bytes + size <= MAX_PART_BYTES => {
                     part.rows.push(row.clone());
                     bytes += size;
                 }

@@ -10,6 +10,8 @@ mod registration;
 mod seat_node;
 mod service_node;
 mod simulation;
+mod terms;
 mod transaction;
+mod values;
 mod vectors;
 mod world;

@@ -5,6 +5,7 @@ mod cohort;
 mod hostile;
 mod hostile_cohorts;
 mod lifecycle;
+mod number_states;
 mod output;
 mod registration;
 mod seat_node;

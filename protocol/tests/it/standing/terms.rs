@@ -118,7 +118,7 @@ fn a_policy_decides_what_the_defaults_leave_open() {
     assert!(!objects(|policy| policy.least_seconds_between_announcements = 3_600, &terms()));
     let hashes = StandingTerms { updates: Updates::Hash, ..terms() };
     assert!(objects(|policy| policy.accepts_hashes = false, &hashes));
-    assert!(!objects(|policy| policy.accepts_hashes = false, &terms()), "full updates are no hashes");
+    assert!(!objects(|policy| policy.accepts_hashes = false, &terms()), "it receives full updates");
     let blind = StandingTerms { registration: Registration::Blind, ..hashes };
     assert!(!objects(|policy| policy.accepts_blind = true, &blind));
     let paid = StandingTerms { cost_per_announcement: costs("2.5"), ..terms() };

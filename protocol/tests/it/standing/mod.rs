@@ -2,6 +2,7 @@
 
 mod board;
 mod cohort;
+mod cohort_states;
 mod hostile;
 mod hostile_cohorts;
 mod lifecycle;

@@ -10,6 +10,7 @@ mod number_states;
 mod output;
 mod registration;
 mod seat_node;
+mod seat_states;
 mod service_node;
 mod simulation;
 mod terms;

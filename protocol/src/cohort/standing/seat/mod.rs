@@ -357,7 +357,6 @@ impl Machine for Seat {
                 }
             }
             SeatEvent::RowsMissed { .. } => self.fetch_rows(),
-            SeatEvent::NumberOver { .. } => self.progress(),
             SeatEvent::Formed { .. } | SeatEvent::CoinSpent { .. } | SeatEvent::VersionResolved { .. } => {
                 Vec::new()
             }

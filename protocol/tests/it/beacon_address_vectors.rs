@@ -217,6 +217,27 @@ fn the_aggregation_cache_is_bounded_and_holds_no_refused_lists() {
     let again = aggregator.aggregate(&key_list(0)).unwrap();
     assert!(!Arc::ptr_eq(&first, &again), "the oldest list was evicted");
     assert_eq!(first, again);
+    assert!(!aggregator.is_empty());
+}
+
+#[test]
+fn outputs_of_other_keys_trees_or_networks_differ() {
+    let output = |members: usize, network, tree: &ScriptTree| {
+        BeaconOutput::new(aggregation(&crate::bitcoin_support::members(members)), network, tree).unwrap()
+    };
+    let ours = output(3, Network::Signet, &tree(None));
+    assert_eq!(ours, output(3, Network::Signet, &tree(None)));
+    assert_ne!(ours, output(2, Network::Signet, &tree(None)));
+    assert_ne!(ours, output(3, Network::Regtest, &tree(None)));
+    assert_ne!(ours, output(3, Network::Signet, &tree(Some(1))));
+}
+
+#[test]
+fn a_threshold_of_zero_is_refused_before_keys_are_known() {
+    let key = crate::bitcoin_support::recovery_key().to_string();
+    let refused = ScriptTree::from_terms(&key, 144, Some(0));
+    assert_eq!(refused, Err(OutputError::InvalidFallbackThreshold));
+    assert_eq!(ScriptTree::from_terms(&key, 144, Some(1)), Ok(tree(Some(1))));
 }
 
 #[test]

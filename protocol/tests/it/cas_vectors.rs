@@ -60,6 +60,9 @@ fn recorded_rounds_are_reproduced_and_members_accept_them() {
         let AggregatedData::Shared(data) = &made.data else { panic!("case {number}: the data is shared") };
         let BeaconData::Cas(map) = &**data else { panic!("case {number}: the data is an announcement") };
         assert_eq!(serde_json::to_value(map).unwrap(), case["announcement"], "case {number}");
+        let submitted = slots.iter().filter_map(|(did, slot)| Some((did.as_str(), slot.as_ref()?)));
+        assert_eq!(map.iter().collect::<Vec<_>>(), submitted.collect::<Vec<_>>(), "case {number}");
+        assert_eq!((map.len(), map.is_empty()), (map.iter().count(), map.iter().next().is_none()), "case {number}");
         assert_eq!(
             jcs::canonicalize(&case["announcement"]).unwrap(),
             case["canonical"].as_str().unwrap().as_bytes(),

@@ -10,7 +10,9 @@ use bitcoin::{Amount, FeeRate, Transaction, TxOut, consensus::encode::serialize_
 use btcr2_aggregation_protocol::{
     hash::SignalBytes,
     key::{SecretKey, Signature, XOnlyKey},
-    output::{BeaconOutput, Change, FallbackLeaf, build_beacon_transaction},
+    output::{
+        BeaconOutput, Change, FallbackLeaf, SpendPath, TransactionFault, build_beacon_transaction, check_signed,
+    },
 };
 use serde_json::{Value, json};
 
@@ -108,10 +110,15 @@ fn consensus_refuses_broken_and_surplus_signatures() {
     let keys = members(3);
     let output = output(&keys, &tree(Some(2)));
     let leaf = output.fallback().unwrap();
-    let (tx, spent) = pending(&output);
-    let signatures = sign(leaf, &tx, &spent, &keys);
-    let good = leaf.assemble(&tx, &spent, &signatures).unwrap();
+    let (unsigned, spent) = pending(&output);
+    let signatures = sign(leaf, &unsigned, &spent, &keys);
+    let good = leaf.assemble(&unsigned, &spent, &signatures).unwrap();
     assert!(consensus_accepts(&good, &spent));
+    assert_eq!(check_signed(&good, &output, spent.value), Ok(SpendPath::ScriptPath));
+    let assert_refused = |tx: &Transaction, why: &str| {
+        assert!(!consensus_accepts(tx, &spent), "{why}");
+        assert_eq!(check_signed(tx, &output, spent.value), Err(TransactionFault::NotSigned), "{why}");
+    };
 
     let with_witness = |elements: Vec<Vec<u8>>| {
         let mut tx = good.clone();
@@ -123,7 +130,7 @@ fn consensus_refuses_broken_and_surplus_signatures() {
     let signature = broken.iter_mut().find(|element| element.len() == 64).unwrap();
     signature[40] ^= 1;
     let broken = with_witness(broken);
-    assert!(!consensus_accepts(&broken, &spent));
+    assert_refused(&broken, "one bit off");
     // The check is meaningful: without the taproot rules the broken transaction is accepted.
     assert!(consensus_accepts_with(&broken, &spent, bitcoinconsensus::VERIFY_ALL_PRE_TAPROOT));
 
@@ -131,11 +138,19 @@ fn consensus_refuses_broken_and_surplus_signatures() {
     let third = output.keys()[2].x_only();
     assert!(three[0].is_empty(), "the third key, the first element, was not needed");
     three[0] = signatures[&third].to_bytes().to_vec();
-    assert!(!consensus_accepts(&with_witness(three), &spent), "OP_NUMEQUAL takes exactly k");
+    assert_refused(&with_witness(three), "OP_NUMEQUAL takes exactly k");
 
-    let mut key_order = elements;
+    let mut key_order = elements.clone();
     key_order[..3].reverse();
-    assert!(!consensus_accepts(&with_witness(key_order), &spent), "the stack is in reverse key order");
+    assert_refused(&with_witness(key_order), "the stack is in reverse key order");
+
+    let other = self::output(&members(2), &tree(None));
+    let other = other.fallback().unwrap();
+    for (position, element) in [(3, other.script().to_bytes()), (4, other.control_block().to_vec())] {
+        let mut altered = elements.clone();
+        assert_ne!(std::mem::replace(&mut altered[position], element), altered[position]);
+        assert_refused(&with_witness(altered), "script and control block are those of the output");
+    }
 }
 
 #[test]

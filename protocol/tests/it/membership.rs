@@ -1,5 +1,7 @@
 //! A participant in all its cohorts: adverts, successors, late messages, and what survives a restart.
 
+mod facts;
+
 use std::{sync::Arc, time::Duration};
 
 use btcr2_aggregation_protocol::{

@@ -207,6 +207,29 @@ fn a_coin_of_another_funding_transaction_is_refused() {
     );
     let (another, _) = funding(&beacon, 9_999);
     assert_eq!(with(coin, &another).unwrap_err(), SingletonError::FundingTxid);
+    assert_eq!(SingletonError::FundingTxid.code(), "FUNDING_TXID_MISMATCH");
+    assert_eq!(SingletonError::Build(BuildError::ChangeIsOpReturn).code(), "CHANGE_IS_OP_RETURN");
+}
+
+#[test]
+fn only_a_p2pkh_coin_needs_its_funding_transaction() {
+    let key = key_with_parity(2);
+    for kind in InitialBeaconKind::ALL {
+        let (tx, first) = funding(&beacon(&key, kind), 10_000);
+        let second = coin(20_000);
+        let both =
+            SingletonAnnouncement::new(beacon(&key, kind), &[first, second], &update(), RATE, &Change::Beacon)
+                .unwrap();
+        assert_eq!(both.coins(), [first, second]);
+        let needed = (kind == InitialBeaconKind::P2pkh).then_some(());
+        assert_eq!(both.unproven(), needed.map(|()| &first), "{kind}");
+        let with_one = both.with_funding(tx).unwrap();
+        assert_eq!(with_one.unproven(), needed.map(|()| &second), "{kind}");
+        // BIP-174: the spent output alone is for segwit, whose signature commits to its value.
+        let segwit = with_one.to_psbt().inputs.iter().all(|input| input.witness_utxo.is_some());
+        let legacy = with_one.to_psbt().inputs.iter().all(|input| input.witness_utxo.is_none());
+        assert_eq!((segwit, legacy), (needed.is_none(), needed.is_some()), "{kind}");
+    }
 }
 
 /// A wallet's part: it signs using only the data of the PSBT.

@@ -4,9 +4,14 @@
 use std::sync::Arc;
 
 use bitcoin::{
-    Amount, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, TxOut, Witness,
+    Amount, FeeRate, OutPoint, PubkeyHash, ScriptBuf, ScriptHash, Sequence, Transaction, TxOut, WPubkeyHash,
+    Witness,
     absolute::LockTime,
-    opcodes::all::{OP_CHECKMULTISIG, OP_PUSHNUM_1, OP_PUSHNUM_4},
+    hashes::Hash,
+    opcodes::{
+        Opcode,
+        all::{OP_CHECKMULTISIG, OP_PUSHNUM_1, OP_PUSHNUM_3, OP_PUSHNUM_4},
+    },
     script::Builder,
     transaction::Version,
 };
@@ -126,14 +131,59 @@ fn a_delayed_transaction_is_not_signed() {
     assert_eq!(fault(|tx| tx.version = Version(3)), Err(TransactionFault::Version(3)));
 }
 
+fn bitcoin_key(n: u8) -> bitcoin::PublicKey {
+    bitcoin::PublicKey::from_slice(&key(n).public_key().to_bytes()).unwrap()
+}
+
+/// A bare script of one signature of `n` keys.
+fn multisig(n: u8, count: Opcode) -> ScriptBuf {
+    let one = Builder::new().push_opcode(OP_PUSHNUM_1);
+    let keys = (1..=n).fold(one, |script, n| script.push_key(&bitcoin_key(n)));
+    keys.push_opcode(count).push_opcode(OP_CHECKMULTISIG).into_script()
+}
+
+#[test]
+fn change_may_go_to_every_standard_script() {
+    let p2wpkh = ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros());
+    for script in [
+        ScriptBuf::new_p2pkh(&PubkeyHash::all_zeros()),
+        ScriptBuf::new_p2sh(&ScriptHash::all_zeros()),
+        ScriptBuf::new_p2wsh(&p2wpkh.wscript_hash()),
+        p2wpkh,
+        output(2).script_pubkey().to_owned(),
+        ScriptBuf::new_p2pk(&bitcoin_key(1)),
+        multisig(1, OP_PUSHNUM_1),
+        multisig(3, OP_PUSHNUM_3),
+    ] {
+        assert_eq!(fault(|tx| tx.output[0].script_pubkey = script.clone()), Ok(()), "{script}");
+    }
+}
+
+#[test]
+fn the_weight_may_be_the_largest_standard_one_and_no_more() {
+    let output = output(3);
+    let value = Amount::from_sat(10_000_000);
+    let size = |tx: &Transaction| key_path_vsize(tx).max(fallback_vsize(tx, output.fallback().unwrap()));
+    let check = |tx: &Transaction| check_beacon_transaction(tx, &output, output.script_pubkey(), value, &signal());
+    // Outputs of 31 bytes, and some of 32 in their place, until the size is exactly the limit.
+    let pay = |script_pubkey| TxOut { value: Amount::from_sat(600), script_pubkey };
+    let p2wpkh = pay(ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros()));
+    let p2sh = pay(ScriptBuf::new_p2sh(&ScriptHash::all_zeros()));
+    let mut tx = good(&output);
+    tx.output.splice(0..0, std::iter::repeat_n(p2wpkh.clone(), 300));
+    let missing = (100_000 - size(&tx)) / 31;
+    tx.output.splice(0..0, std::iter::repeat_n(p2wpkh, missing as usize));
+    let missing = 100_000 - size(&tx);
+    tx.output[..missing as usize].fill(p2sh.clone());
+    assert_eq!((size(&tx), check(&tx)), (100_000, Ok(())));
+    tx.output[missing as usize] = p2sh;
+    assert_eq!(check(&tx), Err(TransactionFault::Weight(400_004)));
+}
+
 #[test]
 fn a_transaction_that_nodes_do_not_relay_is_not_signed() {
-    let four = Builder::new().push_opcode(OP_PUSHNUM_1);
-    let keys = (1..=4).fold(four, |script, n| {
-        script.push_key(&bitcoin::PublicKey::from_slice(&key(n).public_key().to_bytes()).unwrap())
-    });
-    let multisig = keys.push_opcode(OP_PUSHNUM_4).push_opcode(OP_CHECKMULTISIG).into_script();
-    for script in [ScriptBuf::new(), ScriptBuf::from(vec![0x51]), ScriptBuf::from(vec![0x00, 0x01]), multisig] {
+    let four = multisig(4, OP_PUSHNUM_4);
+    for script in [ScriptBuf::new(), ScriptBuf::from(vec![0x51]), ScriptBuf::from(vec![0x00, 0x01]), four] {
         let non_standard = fault(|tx| tx.output[0].script_pubkey = script.clone());
         assert_eq!(non_standard, Err(TransactionFault::NonStandardOutput { index: 0 }), "{script}");
     }

@@ -89,6 +89,21 @@ fn u_04_invocation_target_is_the_did() {
 }
 
 #[test]
+fn an_update_of_an_earlier_edition_is_recognized() {
+    let controller = Controller::new();
+    assert!(controller.update().is_of_current_edition());
+    let earlier = |change: fn(&mut Value, &mut Value)| controller.signed(change);
+    for update in [
+        earlier(|update, _| update["@context"] = json!(OLD_CONTEXT)),
+        earlier(|_, proof| proof["@context"] = json!(OLD_CONTEXT)),
+        earlier(|_, proof| drop(proof.as_object_mut().unwrap().remove("invocationTarget"))),
+    ] {
+        assert!(!update.is_of_current_edition(), "{}", update.value());
+        assert_ne!(update, controller.update());
+    }
+}
+
+#[test]
 fn u_05_capability_is_percent_encoded() {
     let controller = Controller::new();
     for wrong in [format!("urn:zcap:root:{}", controller.did()), controller.did().to_string()] {

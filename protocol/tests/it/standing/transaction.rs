@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, TxOut};
+use bitcoin::{Amount, FeeRate, OutPoint, PubkeyHash, ScriptBuf, Sequence, Transaction, TxOut, hashes::Hash};
 use btcr2_aggregation_protocol::{
     cohort::standing::{
         Destinations, Mode, StandingBeacon, StandingBuildError, StandingFault, StandingTerms, TransactionCheck,
@@ -158,4 +158,41 @@ fn the_price_of_an_announcement_is_as_documented() {
     };
     let sizes = [(15, 10), (50, 49), (100, 99)].map(|(n, k)| vsize(n, k, Mode::Fallback));
     assert_eq!((vsize(15, 10, Mode::Key), sizes), (154, [439, 1_370, 2_607]));
+}
+
+#[test]
+fn the_operator_is_paid_on_standard_scripts_up_to_the_terms() {
+    let cohort = cohort(3, 2);
+    let coin = cohort.coin(100_000, 0);
+    let built =
+        build_announcement(&cohort.output, &coin, &SIGNAL, &destinations(&cohort), Mode::Key, rate(2)).unwrap();
+    let checked = |change: &dyn Fn(&mut Transaction)| {
+        let mut tx = built.clone();
+        change(&mut tx);
+        check(&cohort, &[coin], Some(&SIGNAL), Mode::Key, &tx)
+    };
+    let p2wpkh = operator(0).script_pubkey;
+    for script in [
+        ScriptBuf::new_p2wsh(&p2wpkh.wscript_hash()),
+        ScriptBuf::new_p2sh(&p2wpkh.script_hash()),
+        ScriptBuf::new_p2pkh(&PubkeyHash::all_zeros()),
+        cohort.output.script_pubkey().to_owned(),
+        p2wpkh,
+    ] {
+        assert_eq!(checked(&|tx| tx.output[1].script_pubkey = script.clone()), Ok(()), "{script}");
+    }
+    let any = ScriptBuf::from_hex("51").unwrap();
+    assert_eq!(checked(&|tx| tx.output[1].script_pubkey = any.clone()), Err(StandingFault::Output(1)));
+    let most = Amount::from_sat(cohort.terms.max_operator_output.into());
+    let pay = |tx: &mut Transaction, value: Amount| {
+        tx.output[0].value = tx.output[0].value + tx.output[1].value - value;
+        tx.output[1].value = value;
+    };
+    assert_eq!(checked(&|tx| pay(tx, most)), Ok(()));
+    let found = most + Amount::ONE_SAT;
+    assert_eq!(checked(&|tx| pay(tx, found)), Err(StandingFault::OperatorOutput { found, most }));
+    let signed = |tx: &mut Transaction| tx.input[0].witness.push([1]);
+    assert!(matches!(checked(&signed), Err(StandingFault::Form(_))));
+    let script_sig = |tx: &mut Transaction| tx.input[0].script_sig = any.clone();
+    assert!(matches!(checked(&script_sig), Err(StandingFault::Form(_))));
 }

@@ -180,3 +180,101 @@ impl StandingCohort {
         vec![CohortEvent::Voided { at: now, coin: *coin, numbers, by }]
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bitcoin::{Amount, ScriptBuf, TxOut, absolute::LockTime, transaction::Version};
+
+    use super::*;
+
+    /// A transaction that pays `value` to its first output.
+    fn transaction(number: u32, value: u64) -> Arc<Transaction> {
+        let change = TxOut { value: Amount::from_sat(value), script_pubkey: ScriptBuf::new() };
+        let lock_time = LockTime::from_consensus(number);
+        Arc::new(Transaction { version: Version::TWO, lock_time, input: Vec::new(), output: vec![change] })
+    }
+
+    fn change(number: u32, value: u64) -> CoinRef {
+        CoinRef { txid: transaction(number, value).compute_txid(), vout: 0, value }
+    }
+
+    /// A coin that others have paid.
+    fn deposit(number: u32) -> CoinRef {
+        change(1_000 + number, u64::from(number) * 100)
+    }
+
+    fn with_deposits(numbers: &[u32]) -> Coins {
+        let mut coins = Coins::default();
+        numbers.iter().for_each(|number| coins.deposit(deposit(*number)));
+        coins
+    }
+
+    fn sign(coins: &mut Coins, number: u64, spends: &[CoinRef]) -> CoinRef {
+        coins.signed(number, spends.to_vec(), &transaction(number as u32, 50));
+        assert_eq!(coins.next(), Some(change(number as u32, 50)));
+        change(number as u32, 50)
+    }
+
+    #[test]
+    fn a_coin_is_deposited_once() {
+        let mut coins = with_deposits(&[1, 2, 1]);
+        assert_eq!(coins.all(), [deposit(2), deposit(1)], "the largest first");
+        let first = sign(&mut coins, 1, &[deposit(2)]);
+        for known in [deposit(2), first] {
+            coins.deposit(known);
+            assert_eq!(coins.all(), [first, deposit(1)]);
+        }
+        let second = sign(&mut coins, 2, &[first]);
+        assert_eq!(coins.depth(), 2);
+        coins.confirm(2);
+        assert_eq!((coins.depth(), coins.all()), (0, vec![second, deposit(1)]));
+        // Only the last final one is stored.
+        coins.deposit(deposit(2));
+        assert_eq!(coins.all(), [second, deposit(1), deposit(2)]);
+    }
+
+    #[test]
+    fn a_failed_number_is_retried_with_the_coins_that_are_there() {
+        let mut coins = with_deposits(&[1, 2, 3]);
+        coins.failed(&[deposit(1), deposit(2), deposit(9)]);
+        assert_eq!(coins.to_announce(), [deposit(1), deposit(2)]);
+        coins.void(&deposit(1), &[]);
+        assert_eq!(coins.to_announce(), [deposit(2)], "the other one was spent");
+        sign(&mut coins, 1, &[deposit(2)]);
+        assert_eq!(coins.to_announce(), [change(1, 50)]);
+        coins.failed(&[change(1, 50)]);
+        coins.void(&deposit(2), &[1]);
+        assert_eq!(coins.to_announce(), [deposit(3)], "the change was never made");
+    }
+
+    #[test]
+    fn another_spend_voids_what_follows_from_the_coin() {
+        let mut coins = with_deposits(&[1, 2, 3]);
+        let first = sign(&mut coins, 1, &[deposit(3)]);
+        let second = sign(&mut coins, 2, &[first, deposit(1), deposit(2)]);
+        sign(&mut coins, 3, &[second]);
+        let other = transaction(99, 1).compute_txid();
+        assert_eq!(coins.void_by(&deposit(2), other), [2, 3]);
+        assert_eq!(coins.void_by(&deposit(2), transaction(2, 50).compute_txid()), [0; 0], "by itself");
+        assert_eq!(coins.void_by(&deposit(9), other), [0; 0]);
+        coins.void(&deposit(2), &[2, 3]);
+        // The other coin of the second is there again, beside the change of the first.
+        assert_eq!((coins.all(), coins.depth()), (vec![first, deposit(1)], 1));
+        coins.confirm(1);
+        assert_eq!(coins.void_by(&deposit(3), other), [0; 0], "it is final");
+    }
+
+    #[test]
+    fn a_spent_coin_is_not_offered_again() {
+        let mut coins = with_deposits(&[1, 2]);
+        coins.void(&deposit(2), &[]);
+        assert_eq!(coins.all(), [deposit(1)]);
+        let mut coins = with_deposits(&[1, 2]);
+        let first = sign(&mut coins, 1, &[deposit(2)]);
+        coins.void(&deposit(1), &[]);
+        assert_eq!(coins.all(), [first], "the change is another coin");
+        coins.void(&first, &[]);
+        assert_eq!((coins.all(), coins.next()), (vec![], None));
+    }
+}

@@ -361,7 +361,6 @@ impl Machine for Seat {
                 }
             }
             SeatEvent::RowsMissed { .. } => self.fetch_rows(),
-            SeatEvent::NumberOver { .. } => self.progress(),
             SeatEvent::Accepted { .. }
             | SeatEvent::Refused { .. }
             | SeatEvent::Saved(_)

@@ -94,7 +94,7 @@ impl World {
 
     fn stop(&mut self, number: usize) {
         let mut program = self.members[number].program.take().unwrap();
-        program.signal("TERM");
+        program.signal("-TERM");
         assert!(program.ends_well());
     }
 

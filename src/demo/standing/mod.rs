@@ -325,7 +325,7 @@ pub async fn run(config: &StandingDemo, mut progress: impl FnMut(&str)) -> Resul
     Ok(report)
 }
 
-/// A step of one seat, which does not wait for ever.
+/// A step of one seat, which does not wait without limit.
 async fn in_time<T>(step: &str, running: impl Future<Output = Result<T, DemoError>>) -> Result<T, DemoError> {
     let patience = Duration::from_secs(PATIENCE.into());
     let ended = tokio::time::timeout(patience, running).await;

@@ -36,6 +36,9 @@ struct Answered {
     /// Known once its board and transaction were verified.
     txid: Option<Txid>,
     signal: Option<SignalBytes>,
+    /// That board, and whether the host has stored it.
+    board: Option<DocumentHash>,
+    is_stored: bool,
     is_signed: bool,
 }
 
@@ -139,7 +142,8 @@ impl Record {
         updates: &[(DidIndex, u64, DocumentHash)],
     ) {
         let coins = opportunity.coins.iter().map(outpoint).collect();
-        let answered = Answered { at, coins, txid: None, signal: None, is_signed: false };
+        let answered =
+            Answered { at, coins, txid: None, signal: None, board: None, is_stored: false, is_signed: false };
         self.numbers.insert(opportunity.number, answered);
         self.commitments.extend(updates.iter().map(|(index, version, hash)| Commitment {
             number: opportunity.number,
@@ -149,9 +153,16 @@ impl Record {
         }));
     }
 
-    pub(super) fn verified(&mut self, number: u64, txid: Txid, signal: Option<SignalBytes>) {
+    pub(super) fn verified(&mut self, number: u64, txid: Txid, signal: Option<SignalBytes>, board: DocumentHash) {
         if let Some(answered) = self.numbers.get_mut(&number) {
-            (answered.txid, answered.signal) = (Some(txid), signal);
+            (answered.txid, answered.signal, answered.board) = (Some(txid), signal, Some(board));
+        }
+    }
+
+    /// The host has stored the board of a number that was verified.
+    pub(super) fn stored(&mut self, number: u64) {
+        if let Some(answered) = self.numbers.get_mut(&number) {
+            answered.is_stored = true;
         }
     }
 
@@ -232,8 +243,9 @@ impl Record {
         all
     }
 
-    /// The transaction of a number, if this seat has verified it.
-    pub(super) fn txid(&self, number: u64) -> Option<Txid> {
-        self.numbers.get(&number)?.txid
+    /// The board of a number, and whether the host has stored it, if this seat has verified that transaction for it.
+    pub(super) fn board_of(&self, number: u64, txid: Txid) -> Option<(DocumentHash, bool)> {
+        let answered = self.numbers.get(&number).filter(|answered| answered.txid == Some(txid))?;
+        Some((answered.board?, answered.is_stored))
     }
 }

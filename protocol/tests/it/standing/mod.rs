@@ -1,15 +1,15 @@
 //! Standing cohorts: what their peers must agree on, byte for byte, and what a seat refuses.
 
 mod board;
-mod cohort;
+pub mod cohort;
 mod hostile;
 mod hostile_cohorts;
 mod lifecycle;
 mod output;
 mod registration;
-mod seat_node;
-mod service_node;
+pub mod seat_node;
+pub mod service_node;
 mod simulation;
 mod transaction;
 mod vectors;
-mod world;
+pub mod world;

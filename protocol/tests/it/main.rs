@@ -18,6 +18,7 @@ mod did_vectors;
 mod downtime;
 mod envelope;
 mod envelope_vectors;
+mod explore;
 mod fallback_vectors;
 mod hostile_participant;
 mod hostile_service;

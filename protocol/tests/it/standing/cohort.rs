@@ -20,7 +20,7 @@ use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use crate::bitcoin_support::{aggregation, coin};
 
-pub(super) const NETWORK: Network = Network::Regtest;
+pub const NETWORK: Network = Network::Regtest;
 
 pub(super) fn rng() -> ChaCha20Rng {
     ChaCha20Rng::seed_from_u64(17)

@@ -1,13 +1,17 @@
 //! Standing cohorts from formation on: announcements, absence, refusals, refreshes, voids.
 
+use std::sync::Arc;
+
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        Mode, OpportunityKind, RowAction, StandingBeacon, StandingTerms,
+        Mode, OpportunityKind, RowAction, StandingBeacon, StandingTerms, TransactionHex,
         cohort::CohortInput,
+        message::{EndKind, NumberEndedNotice, StandingMessage},
         number::{NumberEnd, Why},
-        seat::SeatInput,
+        seat::{Seat, SeatEffect, SeatEvent, SeatInput},
     },
     error::RejectCode,
+    machine::{replay, step},
 };
 
 use super::{cohort::NETWORK, world::World};
@@ -276,4 +280,35 @@ fn a_service_restored_from_a_backup_continues_above_its_seats() {
     for seat in &world.seats {
         assert_eq!(seat.signed.iter().filter(|(number, ..)| *number == 1).count(), 1);
     }
+}
+
+/// The board is verified, the seat restarts, and k others sign before it has fetched the board again.
+#[test]
+fn an_announcement_whose_board_is_not_stored_is_missed() {
+    let mut world = World::formed(9, &proceeding(StandingBeacon::Cas), 3, 1);
+    world.seats[2].is_away = true;
+    world.wants(0, &[0]);
+    world.pass(3 * 3600);
+    signed(&world, 1, Mode::Fallback, 2);
+    let NumberEnd::Signed { transaction, board_hash, .. } = &world.service.ends[&1] else { unreachable!() };
+    let notice = NumberEndedNotice {
+        cohort_id: world.service.config().cohort_id.clone(),
+        number: 1,
+        end: EndKind::Announced,
+        reason: None,
+        transaction: Some(TransactionHex(Arc::clone(transaction))),
+        board_hash: Some(*board_hash),
+    };
+    let seat = &world.seats[0];
+    let after = |is_last: fn(&SeatEvent) -> bool| {
+        let last = seat.events.iter().position(is_last).unwrap();
+        let mut machine = replay(Seat::new(Arc::clone(&seat.config)), &seat.events[..=last]);
+        let input = SeatInput::Message(StandingMessage::from(notice.clone()));
+        step(&mut machine, world.now, &input, &mut world.rng.clone()).unwrap().effects
+    };
+    let (number, transaction, board_hash) = (1, Arc::clone(transaction), *board_hash);
+    let missed = SeatEffect::Missed { number, transaction: Arc::clone(&transaction), board_hash };
+    assert_eq!(after(|event| matches!(event, SeatEvent::Verified { .. })), [missed]);
+    let announced = SeatEffect::Announced { number, transaction };
+    assert_eq!(after(|event| matches!(event, SeatEvent::SigningApproved { .. })), [announced]);
 }

@@ -2,7 +2,7 @@
 
 mod backups;
 mod board;
-mod cohort;
+pub mod cohort;
 mod cohort_states;
 mod hostile;
 mod hostile_cohorts;
@@ -11,12 +11,12 @@ mod messages;
 mod number_states;
 mod output;
 mod registration;
-mod seat_node;
+pub mod seat_node;
 mod seat_states;
-mod service_node;
+pub mod service_node;
 mod simulation;
 mod terms;
 mod transaction;
 mod values;
 mod vectors;
-mod world;
+pub mod world;

@@ -35,13 +35,13 @@ use super::{
 
 /// A DID of a seat.
 #[derive(Clone, Debug)]
-pub(super) struct Controlled {
-    pub(super) did: Did,
-    pub(super) index: DidIndex,
+pub struct Controlled {
+    pub did: Did,
+    pub index: DidIndex,
     /// The last version that is final.
     pub(super) version: u64,
     /// Whether its controller wants the next one.
-    pub(super) wants: bool,
+    pub wants: bool,
     /// What the next version is; a host that has lost it makes another one.
     pub(super) salt: u64,
 }
@@ -54,15 +54,15 @@ impl Controlled {
     }
 }
 
-pub(super) struct SeatNode {
-    pub(super) did: Did,
-    pub(super) key: SecretKey,
-    config: Arc<SeatConfig>,
+pub struct SeatNode {
+    pub did: Did,
+    pub key: SecretKey,
+    pub config: Arc<SeatConfig>,
     pub(super) machine: Seat,
-    pub(super) events: Vec<SeatEvent>,
+    pub events: Vec<SeatEvent>,
     /// In memory only.
     nonces: Option<(u64, Vec<SecretNonce>)>,
-    pub(super) dids: Vec<Controlled>,
+    pub dids: Vec<Controlled>,
     pub(super) boards: BTreeMap<u64, Arc<Vec<u8>>>,
     pub(super) announced: BTreeMap<u64, Arc<Transaction>>,
     pub(super) is_away: bool,

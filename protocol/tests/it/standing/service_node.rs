@@ -24,7 +24,7 @@ use rand_chacha::ChaCha20Rng;
 use super::cohort::NETWORK;
 
 /// Through JSON, as a journal stores it.
-pub(super) fn through_journal<E: serde::Serialize + serde::de::DeserializeOwned>(events: &[E]) -> Vec<E> {
+pub fn through_journal<E: serde::Serialize + serde::de::DeserializeOwned>(events: &[E]) -> Vec<E> {
     events.iter().map(|event| serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap()).collect()
 }
 
@@ -40,12 +40,12 @@ pub(super) enum Outgoing {
     To(Did, StandingMessage),
 }
 
-pub(super) struct ServiceNode {
-    pub(super) did: Did,
-    pub(super) key: SecretKey,
+pub struct ServiceNode {
+    pub did: Did,
+    pub key: SecretKey,
     config: Arc<CohortConfig>,
-    pub(super) cohort: StandingCohort,
-    pub(super) events: Vec<CohortEvent>,
+    pub cohort: StandingCohort,
+    pub events: Vec<CohortEvent>,
     pub(super) numbers: BTreeMap<u64, RunningNumber>,
     /// By hash: durable.
     pub(super) boards: BTreeMap<DocumentHash, Arc<Vec<u8>>>,
@@ -85,7 +85,7 @@ impl ServiceNode {
         }
     }
 
-    pub(super) fn config(&self) -> &Arc<CohortConfig> {
+    pub fn config(&self) -> &Arc<CohortConfig> {
         &self.config
     }
 

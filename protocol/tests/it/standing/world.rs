@@ -37,12 +37,12 @@ struct Packet {
     message: StandingMessage,
 }
 
-pub(super) struct World {
-    pub(super) now: Timestamp,
+pub struct World {
+    pub now: Timestamp,
     pub(super) rng: ChaCha20Rng,
     dice: ChaCha20Rng,
-    pub(super) service: ServiceNode,
-    pub(super) seats: Vec<SeatNode>,
+    pub service: ServiceNode,
+    pub seats: Vec<SeatNode>,
     queue: Vec<Packet>,
     order: u64,
     /// Per mille.
@@ -59,7 +59,7 @@ pub(super) struct World {
 
 impl World {
     /// A cohort of so many seats that has formed, with `dids` registered to each, and a coin.
-    pub(super) fn formed(seed: u64, terms: &StandingTerms, seats: usize, dids: usize) -> Self {
+    pub fn formed(seed: u64, terms: &StandingTerms, seats: usize, dids: usize) -> Self {
         let mut world = Self::enrolling(seed, terms, seats, dids);
         world.run_until_quiet();
         let finalized = world.service.feed(world.now, &CohortInput::Finalize, &mut world.rng);
@@ -204,7 +204,7 @@ impl World {
     }
 
     /// Delivers until nothing is on its way; no time passes but that.
-    pub(super) fn run_until_quiet(&mut self) {
+    pub fn run_until_quiet(&mut self) {
         let mut most = 100_000;
         while self.deliver() {
             most -= 1;
@@ -244,7 +244,7 @@ impl World {
     }
 
     /// The controllers of a seat want the next version of these DIDs.
-    pub(super) fn wants(&mut self, at: usize, dids: &[usize]) {
+    pub fn wants(&mut self, at: usize, dids: &[usize]) {
         for did in dids {
             self.seats[at].dids[*did].wants = true;
         }
@@ -419,13 +419,13 @@ pub(super) fn updates_of(
     committed.unwrap_or_default()
 }
 
-pub(super) fn signal_of(transaction: &Transaction) -> Option<SignalBytes> {
+pub fn signal_of(transaction: &Transaction) -> Option<SignalBytes> {
     let script = transaction.output.last()?.script_pubkey.as_bytes();
     Some(SignalBytes::from_bytes(script.strip_prefix(&[0x6a, 0x20])?.try_into().ok()?))
 }
 
 /// The signal that follows from a board, computed without the code under test.
-pub(super) fn signal_of_board(content: &BoardContent) -> SignalBytes {
+pub fn signal_of_board(content: &BoardContent) -> SignalBytes {
     use btcr2_aggregation_protocol::beacon::{CasAnnouncement, SparseMerkleTree};
     let entries: Vec<&Entry> = content.responses.iter().flat_map(|response| &response.entries).collect();
     if entries.iter().any(|entry| matches!(entry, Entry::Smt { .. })) {

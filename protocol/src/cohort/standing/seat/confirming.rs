@@ -275,16 +275,20 @@ impl Seated {
                 Stage::Requested { request: Arc::clone(request) }
             }
             (SeatEvent::Verified { number, signal, txid, sighashes, .. }, Stage::Requested { request }) => {
-                self.record.verified(*number, *txid, *signal);
+                self.record.verified(*number, *txid, *signal, request.board_hash);
                 Stage::Verified { request, sighashes: sighashes.clone() }
             }
-            (SeatEvent::SigningApproved { .. }, Stage::Verified { request, sighashes }) => {
+            // The host has stored the board before it decides.
+            (SeatEvent::SigningApproved { number, .. }, Stage::Verified { request, sighashes }) => {
+                self.record.stored(*number);
                 Stage::Approved { request, sighashes }
             }
             (
                 SeatEvent::Confirmed { number, partials, fallback, refusal, .. },
                 Stage::Requested { request } | Stage::Verified { request, .. } | Stage::Approved { request, .. },
             ) => {
+                // So has it before it refuses; what is refused without it has no transaction in the record.
+                self.record.stored(*number);
                 if partials.is_some() || fallback.is_some() {
                     self.record.signed(*number);
                 }

@@ -366,8 +366,9 @@ pub enum SeatEffect {
         /// The signed transaction.
         transaction: Arc<Transaction>,
     },
-    /// The service reports an announcement that this seat has not verified. If the board of this hash gives the transaction's signal
-    /// ([`BoardContent::signal`](crate::cohort::standing::BoardContent::signal)), the host has to store it: resolvers need it.
+    /// The service reports an announcement that this seat has not verified, or whose board its host has not stored. If the board of
+    /// this hash gives the transaction's signal ([`BoardContent::signal`](crate::cohort::standing::BoardContent::signal)), the host
+    /// has to store it: resolvers need it.
     Missed {
         /// The number.
         number: u64,

@@ -353,11 +353,15 @@ impl Machine for Seat {
             }
             SeatEvent::NumberOver { number, transaction: Some(transaction), board_hash, .. } => {
                 let (number, transaction, board_hash) = (*number, Arc::clone(transaction), *board_hash);
-                let verified = self.seated.as_ref().and_then(|seated| seated.record.txid(number));
-                match (verified == Some(transaction.compute_txid()), board_hash) {
-                    (true, _) => vec![SeatEffect::Announced { number, transaction }],
-                    (false, Some(board_hash)) => vec![SeatEffect::Missed { number, transaction, board_hash }],
-                    (false, None) => Vec::new(),
+                let txid = transaction.compute_txid();
+                let known = self.seated.as_ref().and_then(|seated| seated.record.board_of(number, txid));
+                match (known, board_hash) {
+                    (Some((_, true)), _) => vec![SeatEffect::Announced { number, transaction }],
+                    // Verified, and over before the host was asked to store the board: others have signed.
+                    (Some((board_hash, false)), _) | (None, Some(board_hash)) => {
+                        vec![SeatEffect::Missed { number, transaction, board_hash }]
+                    }
+                    (None, None) => Vec::new(),
                 }
             }
             SeatEvent::RowsMissed { .. } => self.fetch_rows(),

@@ -37,6 +37,9 @@ struct Answered {
     /// Known once its board and transaction were verified.
     txid: Option<Txid>,
     signal: Option<SignalBytes>,
+    /// That board, and whether the host has stored it.
+    board: Option<DocumentHash>,
+    is_stored: bool,
     is_signed: bool,
 }
 
@@ -158,7 +161,8 @@ impl Record {
         updates: &[(DidIndex, u64, DocumentHash)],
     ) {
         let coins = opportunity.coins.iter().map(outpoint).collect();
-        let answered = Answered { at, coins, txid: None, signal: None, is_signed: false };
+        let answered =
+            Answered { at, coins, txid: None, signal: None, board: None, is_stored: false, is_signed: false };
         self.numbers.insert(opportunity.number, answered);
         self.commitments.extend(updates.iter().map(|(index, version, hash)| Commitment {
             number: opportunity.number,
@@ -168,9 +172,16 @@ impl Record {
         }));
     }
 
-    pub(super) fn verified(&mut self, number: u64, txid: Txid, signal: Option<SignalBytes>) {
+    pub(super) fn verified(&mut self, number: u64, txid: Txid, signal: Option<SignalBytes>, board: DocumentHash) {
         if let Some(answered) = self.numbers.get_mut(&number) {
-            (answered.txid, answered.signal) = (Some(txid), signal);
+            (answered.txid, answered.signal, answered.board) = (Some(txid), signal, Some(board));
+        }
+    }
+
+    /// The host has stored the board of a number that was verified.
+    pub(super) fn stored(&mut self, number: u64) {
+        if let Some(answered) = self.numbers.get_mut(&number) {
+            answered.is_stored = true;
         }
     }
 
@@ -268,6 +279,12 @@ impl Record {
     pub(super) fn txid(&self, number: u64) -> Option<Txid> {
         self.numbers.get(&number)?.txid
     }
+
+    /// The board of a number, and whether the host has stored it, if this seat has verified that transaction for it.
+    pub(super) fn board_of(&self, number: u64, txid: Txid) -> Option<(DocumentHash, bool)> {
+        let answered = self.numbers.get(&number).filter(|answered| answered.txid == Some(txid))?;
+        Some((answered.board?, answered.is_stored))
+    }
 }
 
 #[cfg(test)]
@@ -330,7 +347,7 @@ mod tests {
     fn with(record: &mut Record, number: u64, coins: &[CoinRef], version: u64, of: Option<u32>) {
         record.commit(NOW, &opportunity(number, coins, &[]), &[(index(1), version, hash(version as u8))]);
         if let Some(of) = of {
-            record.verified(number, txid(of), Some(signal(of as u8)));
+            record.verified(number, txid(of), Some(signal(of as u8)), hash(of as u8));
             record.signed(number);
         }
     }
@@ -448,7 +465,7 @@ mod tests {
         record.commit(NOW, &opportunity(2, &[coin(2, 0)], &[]), &[(index(2), 2, hash(7))]);
         // Its board was never seen, so that it may have been announced.
         record.spend(&coin(2, 0), txid(9), Some(&signal(9)));
-        record.verified(2, txid(9), None);
+        record.verified(2, txid(9), None, hash(9));
         with(&mut record, 3, &[coin(3, 0)], 3, Some(13));
         assert_eq!(record.txid(2), Some(txid(9)), "it is committed to");
         record.resolved(index(2), 2);

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use bitcoin::Transaction;
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        Entry, Mode, Opportunity, OpportunityKind, StandingBeacon,
-        message::StandingReady,
+        Board, Entry, Mode, Opportunity, OpportunityKind, RowAction, StandingBeacon, TransactionHex,
+        message::{EndKind, NumberEndedNotice, RowAnswer, RowsAnswered, StandingReady},
         seat::{SeatEffect, SeatEvent, SeatInput},
     },
     error::RejectCode,
@@ -14,7 +15,7 @@ use btcr2_aggregation_protocol::{
 
 use super::{
     cohort::update,
-    hostile::{all_respond, board, give, opened, opportunity, request, world},
+    hostile::{all_respond, board, confirmation, give, opened, opportunity, request, world},
     world::World,
 };
 
@@ -172,4 +173,115 @@ fn a_board_that_is_fetched_again_changes_nothing() {
     let fetched = || SeatInput::BoardFetched { number: 1, bytes: Arc::clone(&bytes) };
     assert!(step(fetched()).unwrap() > 0);
     assert_eq!(step(fetched()).unwrap(), 0, "fetched again, e.g. after a restart");
+}
+
+/// Feeds the machine of the first seat; returns its events.
+fn step(world: &mut World, input: &SeatInput) -> Result<Vec<SeatEvent>, RejectCode> {
+    let decided = world.seats[0].machine.decide(world.now, input, &mut world.rng);
+    let events = decided.map_err(|reject| reject.code)?;
+    events.iter().for_each(|event| world.seats[0].machine.apply(event));
+    Ok(events)
+}
+
+#[test]
+fn a_fallback_needs_the_responses_of_k_seats() {
+    let mut world = world(StandingBeacon::Smt);
+    let opportunity = all_respond(&mut world);
+    let board = board(&mut world, &opportunity, &[0]);
+    let request = request(&world, &opportunity, &board);
+    let sent = give(&mut world, 0, &request.into()).unwrap();
+    assert!(confirmation(&sent).refusal.is_some());
+    assert!(world.seats[0].signed.is_empty());
+}
+
+#[test]
+fn a_row_that_was_acknowledged_may_not_be_left_out() {
+    // Before and after the seat knows the row of the registration.
+    for registered in [false, true] {
+        let mut world = world(StandingBeacon::Smt);
+        let [first, second] = [1, 2].map(|number| altered(&mut world, number, |_| {}));
+        let first = SeatInput::Message(opened(&world, &first));
+        if registered {
+            step(&mut world, &first).unwrap();
+        }
+        let (node, index) = (&world.seats[0], world.seats[0].dids[0].index);
+        let released = node.row(index, RowAction::Unregister, 2, &mut world.rng);
+        step(&mut world, &SeatInput::RowsAsked(vec![released])).unwrap();
+        let answered = RowsAnswered {
+            cohort_id: world.service.config().cohort_id.clone(),
+            from_number: 2,
+            rows: vec![RowAnswer { did_index: index, serial: 2, problem: None }],
+        };
+        step(&mut world, &SeatInput::Message(answered.into())).unwrap();
+        if !registered {
+            assert_eq!(step(&mut world, &first).unwrap().len(), 1, "it counts from number 2 on");
+        }
+        assert_eq!(answer(&mut world, &second), Err(RejectCode::DataMismatch));
+    }
+}
+
+fn ended(world: &World, end: EndKind, transaction: Option<&Arc<Transaction>>, board: Option<&Board>) -> SeatInput {
+    let notice = NumberEndedNotice {
+        cohort_id: world.service.config().cohort_id.clone(),
+        number: 1,
+        end,
+        reason: None,
+        transaction: transaction.map(|transaction| TransactionHex(Arc::clone(transaction))),
+        board_hash: board.map(|board| *board.hash()),
+    };
+    SeatInput::Message(notice.into())
+}
+
+fn fetches_a_board(world: &World) -> bool {
+    world.seats[0].machine.resume().iter().any(|effect| matches!(effect, SeatEffect::FetchBoard { .. }))
+}
+
+#[test]
+fn a_number_that_failed_is_over_once() {
+    let mut world = world(StandingBeacon::Smt);
+    all_respond(&mut world);
+    let failed = ended(&world, EndKind::Failed, None, None);
+    assert_eq!(step(&mut world, &failed).unwrap().len(), 1);
+    assert_eq!(step(&mut world, &failed).unwrap().len(), 0);
+}
+
+#[test]
+fn a_confirmation_is_sent_again_after_the_end() {
+    let mut world = world(StandingBeacon::Smt);
+    let opportunity = all_respond(&mut world);
+    let board = board(&mut world, &opportunity, &[0, 1, 2]);
+    let request = request(&world, &opportunity, &board);
+    let transaction = Arc::new(request.pending_tx.clone());
+    let announced = ended(&world, EndKind::Announced, Some(&transaction), Some(&board));
+    // A seat that was not asked waits for no board.
+    let before = world.seats[0].machine.clone();
+    step(&mut world, &announced).unwrap();
+    assert!(!fetches_a_board(&world));
+    world.seats[0].machine = before;
+    let sent = give(&mut world, 0, &request.clone().into()).unwrap();
+    for _ in 0..2 {
+        step(&mut world, &announced).unwrap();
+        let again = give(&mut world, 0, &request.clone().into()).unwrap();
+        assert_eq!(confirmation(&again), confirmation(&sent));
+    }
+}
+
+#[test]
+fn an_idle_board_of_k_seats_confirms_the_roster() {
+    for (seats, confirmed) in [([0].as_slice(), false), (&[0, 1, 2], true)] {
+        let mut world = world(StandingBeacon::Smt);
+        let opportunity = opportunity(&mut world, 1);
+        for at in 0..3 {
+            let message = opened(&world, &opportunity);
+            give(&mut world, at, &message).unwrap();
+        }
+        let board = board(&mut world, &opportunity, seats);
+        let idle = ended(&world, EndKind::Idle, None, Some(&board));
+        step(&mut world, &idle).unwrap();
+        assert!(fetches_a_board(&world));
+        let fetched = SeatInput::BoardFetched { number: 1, bytes: Arc::new(board.bytes().to_vec()) };
+        let events = step(&mut world, &fetched).unwrap();
+        assert_eq!(matches!(events[..], [SeatEvent::RosterConfirmed { .. }]), confirmed, "{events:?}");
+        assert_eq!(fetches_a_board(&world), !confirmed);
+    }
 }

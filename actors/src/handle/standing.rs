@@ -122,7 +122,7 @@ impl StandingCohort {
     /// # Errors
     /// [`StandingError`].
     pub async fn report(&self, news: CohortInput) -> Result<(), StandingError> {
-        self.done(StandingRequest::News(news)).await
+        self.done(StandingRequest::News(Box::new(news))).await
     }
 
     /// Looks at the chain soon.

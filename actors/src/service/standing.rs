@@ -48,7 +48,7 @@ pub(crate) struct LiveStanding;
 pub(crate) enum StandingRequest {
     Finalize,
     OpenNow(OpportunityKind),
-    News(CohortInput),
+    News(Box<CohortInput>),
     Look,
     Inspect,
 }
@@ -230,7 +230,7 @@ impl Handler<ToStanding> for AggregationService {
                 StandingRequest::Finalize => StandingAnswer::Done(cohort.send(Finalize).await.ok()?),
                 StandingRequest::OpenNow(kind) => StandingAnswer::Done(cohort.send(OpenNow(kind)).await.ok()?),
                 StandingRequest::News(input) => {
-                    cohort.send(HostNews(input)).await.ok()?;
+                    cohort.send(HostNews(*input)).await.ok()?;
                     StandingAnswer::Done(Ok(()))
                 }
                 StandingRequest::Look => {

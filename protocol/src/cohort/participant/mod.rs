@@ -345,15 +345,14 @@ impl ParticipantCohort {
             // A carrier that stores messages delivered it late: it is about a previous opt-in.
             return Ok(Vec::new());
         }
-        let reason = match &self.phase {
-            Phase::Ended { .. } => return Ok(Vec::new()),
-            Phase::Approved { .. } | Phase::Signing { .. }
-                if let (CohortEnded::COMPLETED, Some(signed)) = (body.code.as_str(), &body.signed) =>
-            {
+        let completed = body.signed.as_ref().filter(|_| body.code == CohortEnded::COMPLETED);
+        let reason = match (&self.phase, completed) {
+            (Phase::Ended { .. }, _) => return Ok(Vec::new()),
+            (Phase::Approved { .. } | Phase::Signing { .. }, Some(signed)) => {
                 return self.on_signed(now, from, signed);
             }
             // We did not join, so nothing has failed, whatever the sender of the advert reports.
-            Phase::Planned | Phase::Invited { .. } => SessionEnd::NotJoined,
+            (Phase::Planned | Phase::Invited { .. }, _) => SessionEnd::NotJoined,
             _ => SessionEnd::EndedByService {
                 code: short(&body.code),
                 reason: short(&body.reason),

@@ -192,6 +192,7 @@ fn asked(serial: u64) -> AskedRow {
         did: None,
         proof: None,
         genesis_document: None,
+        sidecar: None,
     }
 }
 

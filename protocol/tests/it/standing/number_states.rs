@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bitcoin::{FeeRate, Transaction};
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        Absent, CoinRef, Mode, Opportunity, OpportunityKind, Response, StandingBeacon, StandingTerms,
+        Absent, CoinRef, Mode, Opportunity, OpportunityKind, Response, StandingBeacon, StandingTerms, Updates,
         message::{Confirmation, MAX_PART_ENTRIES, ResponsePart, StandingMessage},
         number::{Confirmed, Number, NumberEffect, NumberEnd, NumberEvent, NumberInput, NumberTask, Why},
         sighashes,
@@ -64,13 +64,15 @@ impl Running {
 
     /// Of three seats, all of which sign.
     fn by_key() -> Self {
-        let terms = StandingTerms::new(StandingBeacon::Smt, NETWORK, 1, 50);
+        let mut terms = StandingTerms::new(StandingBeacon::Smt, NETWORK, 1, 50);
+        terms.updates = Updates::Hash;
         Self::of(terms, 3, 1, OpportunityKind::Announcement)
     }
 
     /// Of five seats, of which two sign.
     fn by_fallback() -> Self {
-        let terms = StandingTerms::new(StandingBeacon::Smt, NETWORK, 3, 50).proceeding(2);
+        let mut terms = StandingTerms::new(StandingBeacon::Smt, NETWORK, 3, 50).proceeding(2);
+        terms.updates = Updates::Hash;
         Self::of(terms, 5, 1, OpportunityKind::Announcement)
     }
 
@@ -83,7 +85,7 @@ impl Running {
     }
 
     fn parts(&self, at: usize) -> Vec<ResponsePart> {
-        ResponsePart::split(self.cohort.roster.context(), &self.response(at))
+        ResponsePart::split(self.cohort.roster.context(), &self.response(at), &BTreeMap::new())
     }
 
     fn response(&self, at: usize) -> Response {
@@ -252,7 +254,8 @@ fn after_a_restart_the_open_effects_are_repeated() {
 
 #[test]
 fn a_refresh_has_a_price_and_no_signal() {
-    let terms = StandingTerms::new(StandingBeacon::Smt, NETWORK, 1, 50);
+    let mut terms = StandingTerms::new(StandingBeacon::Smt, NETWORK, 1, 50);
+    terms.updates = Updates::Hash;
     let mut running = Running::of(terms, 2, 1, OpportunityKind::Refresh);
     (0..2).for_each(|at| running.parts(at).into_iter().for_each(|part| running.feed(at, part)));
     let effects = running.number.resume();
@@ -314,6 +317,7 @@ fn a_number_ends_at_its_deadlines_and_not_before() {
 /// A number in which each seat has 300 DIDs: two parts of a response.
 fn large() -> Running {
     let mut terms = StandingTerms::new(StandingBeacon::Smt, NETWORK, 1, 50);
+    terms.updates = Updates::Hash;
     terms.max_dids_per_participant = 300;
     Running::of(terms, 2, 300, OpportunityKind::Announcement)
 }

@@ -136,6 +136,7 @@ fn asked(document: usize) -> AskedRow {
         did: None,
         proof: None,
         genesis_document: Some(json!({ "padding": "x".repeat(document) })),
+        sidecar: None,
     }
 }
 

@@ -61,8 +61,7 @@ pub enum Talk {
 impl Talk {
     /// As text, as it travels.
     fn wire(message: &StandingMessage) -> Self {
-        let text = message.to_value().to_string();
-        let read = StandingMessage::from_value(message.short_type(), serde_json::from_str(&text).unwrap());
+        let read = StandingMessage::from_json(message.short_type(), &message.to_json());
         Self::Wire(Box::new(read.unwrap().unwrap()))
     }
 }

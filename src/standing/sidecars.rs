@@ -44,10 +44,10 @@ impl Sidecars {
         let mut data = BTreeMap::new();
         for (did, genesis) in dids {
             let path = path_of(dir, &did);
-            let mut sidecar = match std::fs::read_to_string(&path) {
-                Ok(text) => serde_json::from_str(&text).map_err(|error| failed(&path, &error))?,
+            let (mut sidecar, is_new) = match std::fs::read_to_string(&path) {
+                Ok(text) => (serde_json::from_str(&text).map_err(|error| failed(&path, &error))?, false),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    json!({ "@context": "https://btcr2.dev/context/v1" })
+                    (json!({ "@context": "https://btcr2.dev/context/v1" }), true)
                 }
                 Err(error) => return Err(failed(&path, &error)),
             };
@@ -58,6 +58,10 @@ impl Sidecars {
                 if !sidecar[list].is_array() {
                     sidecar[list] = json!([]);
                 }
+            }
+            if is_new {
+                // Before the first announcement a resolver needs the genesis document.
+                write(&path, &sidecar)?;
             }
             data.insert(did, sidecar);
         }
@@ -77,25 +81,26 @@ impl Sidecars {
         update: Option<&Value>,
     ) -> Result<(), String> {
         let path = path_of(&self.dir, did);
-        let text = {
-            let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(sidecar) = data.get_mut(did) else { return Ok(()) };
-            if let Some(update) = update {
-                add(sidecar, "updates", update.clone());
-            }
-            match announcement {
-                Some(BeaconData::Cas(_)) => {
-                    announcement.into_iter().for_each(|data| add(sidecar, "casUpdates", plain_data(data)));
-                }
-                Some(BeaconData::Smt(_)) => {
-                    announcement.into_iter().for_each(|data| add(sidecar, "smtProofs", plain_data(data)));
-                }
-                _ => {}
-            }
-            serde_json::to_string_pretty(sidecar).map_err(|error| error.to_string())? + "\n"
+        let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(sidecar) = data.get_mut(did) else { return Ok(()) };
+        if let Some(update) = update {
+            add(sidecar, "updates", update.clone());
+        }
+        let list = match announcement {
+            Some(BeaconData::Cas(_)) => Some("casUpdates"),
+            Some(BeaconData::Smt(_)) => Some("smtProofs"),
+            _ => None,
         };
-        write_whole(&path, text.as_bytes()).map_err(|error| format!("{}: {error}", path.display()))
+        if let (Some(list), Some(announcement)) = (list, announcement) {
+            add(sidecar, list, plain_data(announcement));
+        }
+        write(&path, sidecar)
     }
+}
+
+fn write(path: &Path, sidecar: &Value) -> Result<(), String> {
+    let text = serde_json::to_string_pretty(sidecar).map_err(|error| error.to_string())? + "\n";
+    write_whole(path, text.as_bytes()).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// The file of a DID. DIDs have no characters that file systems refuse but the colon.

@@ -40,6 +40,8 @@ struct World {
     source: String,
     service: Service,
     members: Vec<Member>,
+    /// The last number that was announced.
+    last: u64,
 }
 
 impl World {
@@ -67,7 +69,7 @@ impl World {
         };
         let members = (0..SEATS).map(member).collect();
         let service = Self::serve(&directory, &source, beacon);
-        Some(Self { directory, blocks, faucet, source, service, members })
+        Some(Self { directory, blocks, faucet, source, service, members, last: 0 })
     }
 
     fn serve(directory: &std::path::Path, source: &str, beacon: &str) -> Service {
@@ -143,7 +145,10 @@ impl World {
 
     /// The next announcement gets into a block, and is final.
     async fn announced(&mut self) -> Value {
-        let signed = self.service.program.event("number-signed");
+        let last = self.last;
+        let signed =
+            self.service.program.event_where("number-signed", |event| event["number"].as_u64() > Some(last));
+        self.last = signed["number"].as_u64().unwrap();
         let until = Instant::now() + PATIENCE;
         while self.blocks.mempool().await.is_empty() {
             assert!(Instant::now() < until, "nothing is sent: {signed:#}");

@@ -51,7 +51,7 @@ impl SeatPolicy for Controller {
     }
 
     fn standing_policy(&self) -> StandingPolicy {
-        StandingPolicy { least_threshold: (1, 2), ..StandingPolicy::default() }
+        StandingPolicy { least_threshold: (1, 2), least_seconds_to_answer: 1, ..StandingPolicy::default() }
     }
 
     async fn registers(&self, _: &SeatView) -> Vec<RowWanted> {

@@ -11,8 +11,8 @@ use btcr2_aggregation_protocol::{
         Updates,
         cohort::{CohortEffect, CohortEvent, CohortInput, StandingCohort},
         message::{
-            AskedRow, EndKind, MAX_PART_ENTRIES, OpportunityOpened, Pending, RegisterRows, SeatOptIn,
-            StandingMessage,
+            AskedRow, EndKind, MAX_PART_ENTRIES, MAX_PART_ROWS, OpportunityOpened, Pending, RegisterRows,
+            SeatOptIn, StandingMessage,
         },
         number::{NumberEnd, Why},
     },
@@ -389,9 +389,12 @@ fn an_opportunity_carries_new_rows_unless_there_are_many() {
     let answers = settle(&mut cohort, 1..257);
     let StandingMessage::RowsAnswered(answered) = sent(&answers)[0].1 else { panic!("{answers:?}") };
     assert_eq!((answered.from_number, answered.rows.len()), (2, 256));
-    assert_eq!(cohort.open().rows.len(), 256);
+    assert_eq!(cohort.open().rows.len(), 0, "each seat fetches them");
     cohort.fail();
-    settle(&mut cohort, 1_000..1_257);
+    settle(&mut cohort, 1_000..1_128);
+    assert_eq!(cohort.open().rows.len(), MAX_PART_ROWS);
+    cohort.fail();
+    settle(&mut cohort, 2_000..2_129);
     assert_eq!(cohort.open().rows.len(), 0, "each seat fetches them");
 }
 

@@ -30,7 +30,7 @@ use btcr2_aggregation_protocol::{
 
 pub(crate) use self::host::{LiveSeats, Restored, SeatSnapshot, ToSeat};
 pub use self::host::{SeatRequest, SeatSummary};
-use self::seat::{SeatActor, SeatKeys, StartMode};
+use self::seat::{AdvertisedAgain, SeatActor, SeatKeys, StartMode};
 use super::{
     ChainView,
     boards::{BoardStore, MemoryBoards},
@@ -267,9 +267,14 @@ impl MemberActor {
 
     fn on_advert(&mut self, from: &Did, advert: &StandingAdvert, ctx: &mut Context<Self>) {
         let key = (from.clone(), advert.cohort_id.clone());
-        let is_known = self.seats.values().any(|seat| (&seat.service, &seat.cohort_id) == (&key.0, &key.1));
+        let known = self.seats.values().find(|seat| (&seat.service, &seat.cohort_id) == (&key.0, &key.1));
+        if let Some(seat) = known {
+            // Without space for it, the next advert has the same effect.
+            let _ = seat.address.try_send(AdvertisedAgain);
+            return;
+        }
         let is_full = self.seats.len() >= MOST_SEATS || self.offers.len() >= MOST_OFFERS;
-        if is_known || is_full || self.offers.contains_key(&key) || advert.terms.network != self.settings.network {
+        if is_full || self.offers.contains_key(&key) || advert.terms.network != self.settings.network {
             return;
         }
         // A service has a KEY DID, and signs opportunities with its key.

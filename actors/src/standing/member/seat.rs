@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Supervised, WrapFuture, dev::ContextFut};
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Supervised, WrapFuture,
+    dev::ContextFut,
+};
 use btcr2_aggregation_protocol::{
     beacon::smt_index,
     cohort::standing::{
@@ -386,6 +389,21 @@ impl Replayed for SeatActor {
             self.go_on(ctx);
         }
         Ok(())
+    }
+}
+
+/// The cohort is advertised once more: its service may have lost the opt-in.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(super) struct AdvertisedAgain;
+
+impl Handler<AdvertisedAgain> for SeatActor {
+    type Result = ();
+
+    fn handle(&mut self, _: AdvertisedAgain, ctx: &mut Self::Context) {
+        if self.engine.machine().context().is_none() {
+            self.send_again(ctx);
+        }
     }
 }
 

@@ -12,8 +12,6 @@ mod standing;
 mod state;
 mod watch;
 
-use std::time::Instant;
-
 use self::process::{Broken, Explored};
 
 /// Where a host has its secret nonces.
@@ -32,13 +30,9 @@ fn is_long() -> bool {
 
 /// Explores, prints how much there was, and fails on a violation, or if there was less than a real exploration has.
 fn report(name: &str, at_least: usize, explore: impl FnOnce() -> Result<Explored, Broken>) {
-    let begun = Instant::now();
     let explored = explore().unwrap_or_else(|broken| panic!("{name}: {broken:#?}"));
     let Explored { states, transitions, locals, ends } = explored;
-    println!(
-        "{name}: {states} states, {transitions} transitions, {locals} of single processes, {:.1?}",
-        begun.elapsed()
-    );
+    println!("{name}: {states} states, {transitions} transitions, {locals} of single processes");
     for (end, times) in ends {
         println!("    {times} x {end}");
     }

@@ -223,7 +223,7 @@ fn every_session_of_two_ends_validly() {
     let cohort = Cohort::of(2, 1);
     report("session, 2 members, one fault", 20_000, || cohort.explore(Faults::each(1), Timing::InOrder));
     if is_long() {
-        report("session, 2 members, all faults", 100_000, || cohort.explore(Faults::each(6), Timing::InOrder));
+        report("session, 2 members, all faults", 500_000, || cohort.explore(Faults::each(6), Timing::InOrder));
         report("session, 2 members, two faults, late", 50_000, || {
             cohort.explore(Faults::each(2), Timing::AnyMoment)
         });
@@ -235,10 +235,10 @@ fn every_session_of_three_ends_validly() {
     let cohort = Cohort::of(3, 2);
     report("session, 3 members, two faults, quiet", 20_000, || cohort.explore(Faults::each(2), Timing::WhenQuiet));
     if is_long() {
-        report("session, 3 members, all faults, quiet", 50_000, || {
+        report("session, 3 members, all faults, quiet", 500_000, || {
             cohort.explore(Faults::each(6), Timing::WhenQuiet)
         });
-        report("session, 3 members, no fault", 100_000, || cohort.explore(Faults::NONE, Timing::InOrder));
+        report("session, 3 members, no fault", 50_000, || cohort.explore(Faults::NONE, Timing::InOrder));
     }
 }
 

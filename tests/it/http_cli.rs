@@ -180,7 +180,7 @@ fn an_invalid_call_is_refused_with_a_hint() {
     let join = |arguments: &[&str]| run(&[&["join", "--identity", &file], arguments].concat());
     let at = |arguments: &[&str]| join(&[&url, arguments].concat());
     contains(join(&["--decline"]).usage(), &["--service is missing"]);
-    contains(at(&[]).usage(), &["one of --update FILE, --add-beacon and --decline"]);
+    contains(at(&[]).usage(), &["one of --update FILE, --add-beacon, --decline and --standing"]);
     contains(at(&["--decline", "--add-beacon"]).usage(), &["cannot be used with"]);
     contains(join(&["--service", "nowhere", "--decline"]).usage(), &["nowhere"]);
     contains(join(&["--service", "ftp://a", "--decline"]).usage(), &["http or https"]);
@@ -192,6 +192,16 @@ fn an_invalid_call_is_refused_with_a_hint() {
     contains(at(&["--update", &path(&directory, "none.json")]).usage(), &["none.json"]);
     contains(at(&["--decline", "--service-did", "did:example:1"]).usage(), &["--service-did"]);
     contains(at(&["--decline", "--tls-ca", &patch]).usage(), &["certificate"]);
+
+    let standing = |arguments: &[&str]| offline(&[&["--standing"], arguments].concat());
+    contains(standing(&["--cohorts", "1"]).usage(), &["not with --standing"]);
+    contains(standing(&["--recovery-sequence", "10"]).usage(), &["not with --standing"]);
+    contains(standing(&["--registration", "blind"]).usage(), &["updates: hash"]);
+    contains(standing(&["--operator-output", "nowhere:10"]).usage(), &["nowhere"]);
+    contains(offline(&["--min-interval", "1h"]).usage(), &["need --standing"]);
+    contains(at(&["--standing"]).usage(), &["--dids"]);
+    let dids = path(&directory, "dids");
+    contains(at(&["--standing", "--dids", &dids, "--out", &dids]).usage(), &["--state"]);
 }
 
 #[test]

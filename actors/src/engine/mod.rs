@@ -187,7 +187,7 @@ impl<M: Machine> Engine<M> {
 
 /// An actor around a machine. `feed` is the only input; the other methods are hooks that translate.
 pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
-    type Machine: Machine<Event: Send + Sync, Input: Send> + Send + Sync + 'static;
+    type Machine: Machine<Event: Send + Sync + 'static, Input: Send> + Send + Sync + 'static;
 
     fn engine(&mut self) -> &mut Engine<Self::Machine>;
 
@@ -253,6 +253,19 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
         let owed = self.engine().machine.resume();
         self.engine().effects.extend(owed);
         self.work(ctx);
+    }
+
+    /// Replaces the journal by `event`, which leads to the same state, or by nothing. To be called only while everything
+    /// [is released](Engine::is_released).
+    fn compact_to(&mut self, event: Option<<Self::Machine as Machine>::Event>, ctx: &mut Context<Self>) {
+        let stream = self.engine().stream().clone();
+        let replaced = self.engine().compact(event);
+        let replacing = async move {
+            if let Err(error) = replaced.await {
+                tracing::error!(%error, stream = stream.as_str(), "a journal cannot be compacted");
+            }
+        };
+        ctx.spawn(replacing.into_actor(self));
     }
 
     #[doc(hidden)]

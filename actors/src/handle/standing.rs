@@ -18,11 +18,9 @@ use tokio::sync::broadcast;
 use super::{Service, StartError, Stopped, check_system, ended};
 use crate::{
     notice::{Notices, WeakNotices},
-    service::{
-        AggregationService, LiveStanding, OpenCohortError, OpenStanding, StandingAnswer, StandingRequest,
-        ToStanding,
-    },
+    service::{AggregationService, LiveStanding, OpenCohortError, OpenStanding, ToStanding},
     standing::{
+        cohort::{StandingAnswer, StandingRequest},
         member::{
             LiveSeats, MemberActor, MemberSettings, Restored, SeatRequest, SeatSnapshot, SeatSummary, ToSeat,
         },

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use actix::{ActorContext, AsyncContext, Context, WrapFuture};
+use actix::{ActorContext, Context};
 use btcr2_aggregation_protocol::{
     cohort::{
         event::SessionEnd,
@@ -57,14 +57,9 @@ impl ParticipantActor {
             let many = records > RECORDS && records > PER_FACT * facts.len();
             many.then(|| Some(self.engine.machine().compacted()))
         };
-        let Some(compacted) = compacted else { return };
-        let replaced = self.engine.compact(compacted);
-        let replacing = async move {
-            if let Err(error) = replaced.await {
-                tracing::error!(%error, "the journal of the memberships cannot be compacted");
-            }
-        };
-        ctx.spawn(replacing.into_actor(self));
+        if let Some(compacted) = compacted {
+            self.compact_to(compacted, ctx);
+        }
     }
 }
 

@@ -54,7 +54,7 @@ use self::{
 pub(crate) use self::{
     host::InspectCohort,
     source::CohortJournal,
-    standing::{LiveStanding, StandingAnswer, StandingRequest, ToStanding},
+    standing::{LiveStanding, ToStanding},
 };
 pub use crate::journal::Retention;
 use crate::{

@@ -8,8 +8,8 @@ use actix::{
 };
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        OpportunityKind, StandingTerms,
-        cohort::{CohortEvent, CohortInput, StandingCohort},
+        StandingTerms,
+        cohort::{CohortEvent, StandingCohort},
     },
     did::Did,
     error::{Reject, RejectCode},
@@ -21,8 +21,7 @@ use crate::{
     journal::JournalError,
     standing::{
         cohort::{
-            Finalize, HostNews, Inspect, Look, OpenNow, SeatMessage, SendAgain, StandingCohortActor,
-            StandingShared, StartMode,
+            SeatMessage, SendAgain, StandingAnswer, StandingCohortActor, StandingRequest, StandingShared, StartMode,
         },
         notice::StandingNotice,
     },
@@ -43,24 +42,7 @@ pub struct OpenStanding {
 #[rtype(result = "Vec<CohortId>")]
 pub(crate) struct LiveStanding;
 
-/// What a host asks of a standing cohort.
-#[derive(Clone, Debug)]
-pub(crate) enum StandingRequest {
-    Finalize,
-    OpenNow(OpportunityKind),
-    News(Box<CohortInput>),
-    Look,
-    Inspect,
-}
-
-/// The answer; `None` if there is no such cohort.
-#[derive(Clone, Debug)]
-pub(crate) enum StandingAnswer {
-    Done(Result<(), Reject>),
-    Snapshot(Arc<StandingCohort>),
-}
-
-/// A request of the host for a standing cohort.
+/// A request of the host for a standing cohort; `None` if there is no such cohort.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "Option<StandingAnswer>")]
 pub(crate) struct ToStanding(pub(crate) CohortId, pub(crate) StandingRequest);
@@ -223,23 +205,8 @@ impl Handler<ToStanding> for AggregationService {
     type Result = ResponseFuture<Option<StandingAnswer>>;
 
     fn handle(&mut self, ToStanding(cohort_id, request): ToStanding, _: &mut Self::Context) -> Self::Result {
-        let cohort = self.standing.cohorts.get(&cohort_id).map(|child| child.cohort.clone());
-        Box::pin(async move {
-            let cohort = cohort?;
-            Some(match request {
-                StandingRequest::Finalize => StandingAnswer::Done(cohort.send(Finalize).await.ok()?),
-                StandingRequest::OpenNow(kind) => StandingAnswer::Done(cohort.send(OpenNow(kind)).await.ok()?),
-                StandingRequest::News(input) => {
-                    cohort.send(HostNews(*input)).await.ok()?;
-                    StandingAnswer::Done(Ok(()))
-                }
-                StandingRequest::Look => {
-                    cohort.send(Look).await.ok()?;
-                    StandingAnswer::Done(Ok(()))
-                }
-                StandingRequest::Inspect => StandingAnswer::Snapshot(cohort.send(Inspect).await.ok()?),
-            })
-        })
+        let asking = self.standing.cohorts.get(&cohort_id).map(|child| child.cohort.send(request));
+        Box::pin(async move { asking?.await.ok() })
     }
 }
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorFutureExt, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, Supervised,
-    WrapFuture, dev::ContextFut,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
+    Supervised, WrapFuture, dev::ContextFut,
 };
 use bitcoin::{OutPoint, ScriptBuf, Transaction, Txid};
 use btcr2_aggregation_protocol::{chain::Tip, cohort::standing::CoinRef, hash::SignalBytes};
@@ -18,7 +18,7 @@ use super::ChainView;
 use crate::{
     chain::{Activity, ChainError, signal_of},
     journal::{Journal, JournalError, Record, StreamId},
-    supervision::{EndGuard, InTree, RestartIntensity, Restarts, replay},
+    supervision::{End, EndGuard, InTree, Lease, RestartIntensity, Restarts, replay, start_leased},
     tree::{self, Row},
 };
 
@@ -53,6 +53,22 @@ pub(crate) struct Submit(pub(crate) Vec<Arc<Transaction>>);
 #[rtype(result = "()")]
 pub(crate) struct LookNow;
 
+/// The watch has stopped, for any reason.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct WatchGone(pub(crate) End);
+
+impl WatchGone {
+    /// Without its watch the owner would never see a coin again: it ends too, and reports that.
+    pub(crate) fn ends<A: Actor<Context = Context<A>>>(&self, owner: &mut EndGuard, ctx: &mut Context<A>) {
+        if let Some(reason) = self.0.failure() {
+            tracing::error!(%reason, "the watch of a beacon address has ended");
+            owner.fail(format!("the watch of its beacon address: {reason}"));
+            ctx.stop();
+        }
+    }
+}
+
 /// The height below which everything was reported.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct LookedUpTo {
@@ -77,20 +93,26 @@ pub(crate) struct CoinWatch {
     look_again: bool,
     /// Whether the last look failed, which is logged once.
     has_failed: bool,
+    intensity: RestartIntensity,
     restarts: Restarts,
     guard: EndGuard,
 }
 
 impl CoinWatch {
-    pub(crate) fn new(
+    /// Starts the watch of an address, whose progress `stream` has. It runs until its owner drops the [`Lease`]; `gone` is called when it
+    /// stops earlier.
+    pub(crate) fn start(
         view: ChainView,
         script: ScriptBuf,
-        journal: Arc<dyn Journal>,
-        stream: StreamId,
+        (journal, stream): (Arc<dyn Journal>, StreamId),
+        restarts: RestartIntensity,
+        span: tracing::Span,
         to: Recipient<ChainNews>,
-        guard: EndGuard,
-    ) -> Self {
-        Self {
+        gone: Recipient<WatchGone>,
+    ) -> (Addr<Self>, Lease) {
+        // An unbounded send: there is one for each watch.
+        let gone = move |end| gone.do_send(WatchGone(end));
+        start_leased(span, |_, leased| Self {
             view,
             script,
             journal,
@@ -105,9 +127,10 @@ impl CoinWatch {
             is_looking: false,
             look_again: false,
             has_failed: false,
+            intensity: restarts,
             restarts: Restarts::default(),
-            guard,
-        }
+            guard: EndGuard::leased(leased, gone),
+        })
     }
 
     fn look(&mut self, ctx: &mut Context<Self>) {
@@ -286,7 +309,7 @@ impl Supervised for CoinWatch {
     fn restarting(&mut self, ctx: &mut Self::Context) {
         self.is_looking = false;
         let now = crate::runtime::Clock::system().now();
-        match self.restarts.pause(now, RestartIntensity::default(), &mut self.guard) {
+        match self.restarts.pause(now, self.intensity, &mut self.guard) {
             Some(pause) => {
                 tracing::error!(
                     restarts = self.restarts.count(),
@@ -295,7 +318,7 @@ impl Supervised for CoinWatch {
                 ctx.wait(tokio::time::sleep(pause).into_actor(self));
             }
             // Its guard reports that.
-            None => actix::ActorContext::stop(ctx),
+            None => ctx.stop(),
         }
     }
 }

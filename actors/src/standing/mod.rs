@@ -13,7 +13,33 @@ pub mod notice;
 pub mod policy;
 mod settings;
 
+use actix::Context;
+use btcr2_aggregation_protocol::machine::Machine;
+
 pub use self::{
     member::{MemberSettings, SeatRequest, SeatSummary},
     settings::{ChainView, StandingSettings},
 };
+use crate::engine::Driven;
+
+/// The journal of a cohort or a seat is replaced by one event when it has more records than this, and more than one for each
+/// [`ROWS_PER_RECORD`] rows: what replaces it has all rows.
+const RECORDS: usize = 256;
+const ROWS_PER_RECORD: u64 = 64;
+
+/// Replaces the journal of an actor, whose machine has so many rows, by what `saved` gives, if it has become long.
+fn compact<A: Driven>(
+    actor: &mut A,
+    rows: u64,
+    saved: fn(&A::Machine) -> Option<<A::Machine as Machine>::Event>,
+    ctx: &mut Context<A>,
+) {
+    let engine = actor.engine();
+    let most = RECORDS + usize::try_from(rows / ROWS_PER_RECORD).unwrap_or(usize::MAX);
+    if engine.records() > most
+        && engine.is_released()
+        && let Some(saved) = saved(engine.machine())
+    {
+        actor.compact_to(Some(saved), ctx);
+    }
+}

@@ -16,7 +16,8 @@ pub(crate) use self::smt::smt_index_of;
 pub use self::{
     cas::{CasAnnouncement, CasBeacon},
     smt::{
-        DuplicateIndex, RawProof, SmtBeacon, SmtNonce, SmtProof, SparseMerkleTree, smt_index, smt_leaf, zero_hash,
+        DuplicateIndex, RawProof, SmtBeacon, SmtNonce, SmtProof, SparseMerkleTree, did_index, smt_index, smt_leaf,
+        zero_hash,
     },
 };
 use crate::{

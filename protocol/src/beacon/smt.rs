@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     did::Did,
-    hash::{DocumentHash, SignalBytes, SmtHash, sha256, sha256_concat},
+    hash::{DidIndex, DocumentHash, SignalBytes, SmtHash, sha256, sha256_concat},
 };
 
 /// Levels of the tree, one for each bit of an index.
@@ -50,6 +50,11 @@ pub fn zero_hash(n: usize) -> Option<[u8; 32]> {
 /// The index of a DID's leaf: SHA-256 of the DID's text.
 pub fn smt_index(did: &Did) -> [u8; 32] {
     smt_index_of(did.as_str())
+}
+
+/// The same, as standing cohorts name a DID.
+pub fn did_index(did: &Did) -> DidIndex {
+    DidIndex::from_bytes(smt_index(did))
 }
 
 /// The index of the DID with this text (rule M-1).

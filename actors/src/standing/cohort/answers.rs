@@ -5,12 +5,11 @@ use std::time::Duration;
 use actix::{AsyncContext, Context, Handler, WrapFuture, prelude::SendError};
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        cohort::CohortInput,
+        cohort::{CohortEffect, CohortInput},
         message::{BoardPart, BoardRequest, MAX_PART_ROWS, RowsGiven, RowsRequest, StandingMessage},
     },
     did::Did,
     error::{Reject, RejectCode},
-    machine::Machine,
     message::Body,
 };
 
@@ -29,8 +28,8 @@ impl StandingCohortActor {
         ctx.run_interval(ADVERT, |actor, ctx| {
             let machine = actor.engine.machine();
             if machine.output().is_none() {
-                let advert = machine.resume().into_iter().next();
-                advert.into_iter().for_each(|effect| actor.perform(effect, ctx));
+                let advert = CohortEffect::Broadcast(machine.advert());
+                actor.perform(advert, ctx);
             }
         });
     }

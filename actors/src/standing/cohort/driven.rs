@@ -20,43 +20,20 @@ use super::{StandingCohortActor, Submit, number};
 use crate::{
     engine::{Driven, Engine},
     journal::{JournalError, StreamId},
-    standing::notice::StandingNotice,
+    standing::{compact, notice::StandingNotice},
     transport::{Outbound, send_in_turn},
 };
-
-/// The journal is replaced by one event when it has more records than this, and more than one for each [`ROWS_PER_RECORD`] rows: what
-/// replaces it has all rows.
-const RECORDS: usize = 256;
-const ROWS_PER_RECORD: u64 = 64;
 
 /// A balance for fewer announcements by fallback than this is low.
 const LOW: u64 = 3;
 
 impl StandingCohortActor {
-    fn compact(&mut self, ctx: &mut Context<Self>) {
-        let machine = self.engine.machine();
-        let rows = machine.roster().map_or(0, |roster| roster.row_count());
-        let most = RECORDS + usize::try_from(rows / ROWS_PER_RECORD).unwrap_or(usize::MAX);
-        if self.engine.records() <= most || !self.engine.is_released() {
-            return;
-        }
-        let Some(saved) = machine.saved() else { return };
-        let replaced = self.engine.compact(Some(saved));
-        let replacing = async move {
-            if let Err(error) = replaced.await {
-                tracing::error!(%error, "the journal of a standing cohort cannot be compacted");
-            }
-        };
-        ctx.spawn(replacing.into_actor(self));
-    }
-
     /// How many announcements a balance pays for at this rate: by key path, and by fallback.
     fn affordable(&self, transaction: &bitcoin::Transaction, balance: u64, mode: Mode) -> (u64, u64) {
         let Some(output) = self.engine.machine().output() else { return (0, 0) };
         let taken = transaction.output.get(1).filter(|_| transaction.output.len() == 3);
         let taken = taken.map_or(0, |operator| operator.value.to_sat());
         let size = |mode| signed_vsize(transaction, output, mode);
-        // The rate that this transaction pays, from its own fee, is not known here: its size and the change are. The relay minimum bounds it.
         let rate = self.rate_of(transaction, size(mode)).max(1);
         let each = |mode| (size(mode) * rate + taken).max(1);
         // The last change must not be dust.
@@ -262,6 +239,7 @@ impl Driven for StandingCohortActor {
     }
 
     fn settled(&mut self, ctx: &mut Context<Self>) {
-        self.compact(ctx);
+        let rows = self.engine.machine().roster().map_or(0, |roster| roster.row_count());
+        compact(self, rows, StandingCohort::saved, ctx);
     }
 }

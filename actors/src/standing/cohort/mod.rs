@@ -7,8 +7,8 @@ mod number;
 use std::sync::Arc;
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Supervised,
-    WrapFuture, dev::ContextFut,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage,
+    MessageResult, Supervised, WrapFuture, dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{
     cohort::standing::{
@@ -30,7 +30,7 @@ use self::number::{NumberActor, RunningNumber};
 use super::{
     ChainView,
     boards::BoardStore,
-    coins::{ChainNews, CoinWatch, LookNow, Submit},
+    coins::{ChainNews, CoinWatch, LookNow, Submit, WatchGone},
     notice::StandingNotice,
     policy::StandingServicePolicy,
 };
@@ -123,30 +123,29 @@ pub(crate) struct SeatMessage(pub(crate) Received);
 #[rtype(result = "()")]
 pub(crate) struct SendAgain(pub(crate) Option<Did>);
 
-/// Form the cohort of the seats that were admitted so far.
-#[derive(Clone, Copy, Debug, ActixMessage)]
-#[rtype(result = "Result<(), Reject>")]
-pub(crate) struct Finalize;
-
-/// Open a number now, within the cadence.
-#[derive(Clone, Copy, Debug, ActixMessage)]
-#[rtype(result = "Result<(), Reject>")]
-pub(crate) struct OpenNow(pub(crate) OpportunityKind);
-
-/// The host reports a coin, or a spend: for a service without a chain.
+/// A request of the host.
 #[derive(Clone, Debug, ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct HostNews(pub(crate) CohortInput);
+#[rtype(result = "StandingAnswer")]
+pub(crate) enum StandingRequest {
+    /// Form the cohort of the seats that were admitted so far.
+    Finalize,
+    /// Open a number now, within the cadence.
+    OpenNow(OpportunityKind),
+    /// A coin, or a spend: for a service without a chain.
+    News(Box<CohortInput>),
+    /// Look at the chain now.
+    Look,
+    /// A snapshot of the cohort.
+    Inspect,
+}
 
-/// Look at the chain now.
-#[derive(Clone, Copy, Debug, ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct Look;
-
-/// A snapshot of the cohort.
-#[derive(Clone, Copy, Debug, ActixMessage)]
-#[rtype(result = "Arc<StandingCohort>")]
-pub(crate) struct Inspect;
+/// The answer to a [`StandingRequest`].
+#[derive(Clone, Debug)]
+pub(crate) enum StandingAnswer {
+    /// `Err` if the machine has refused it.
+    Done(Result<(), Reject>),
+    Snapshot(Arc<StandingCohort>),
+}
 
 /// From a number to its cohort: how it has ended.
 #[derive(ActixMessage)]
@@ -242,17 +241,11 @@ impl StandingCohortActor {
             return;
         }
         let (view, script) = (view.clone(), output.script_pubkey().to_owned());
-        let (journal, stream) = (Arc::clone(&self.shared.journal), StreamId::of_watch(self.cohort_id().as_str()));
-        let to = ctx.address().recipient();
-        let cohort_id = self.cohort_id().clone();
-        let gone = move |end: End| {
-            if let Some(reason) = end.failure() {
-                tracing::error!(%cohort_id, %reason, "the watch of a beacon address has ended");
-            }
-        };
-        self.coins = Some(start_leased(span::standing(self.cohort_id()), |_, leased| {
-            CoinWatch::new(view, script, journal, stream, to, EndGuard::leased(leased, gone))
-        }));
+        let stream = StreamId::of_watch(self.cohort_id().as_str());
+        let records = (Arc::clone(&self.shared.journal), stream);
+        let (span, to) = (span::standing(self.cohort_id()), ctx.address());
+        let (restarts, gone) = (self.shared.restarts, to.clone().recipient());
+        self.coins = Some(CoinWatch::start(view, script, records, restarts, span, to.recipient(), gone));
     }
 
     /// Starts a number, with the events of its journal if there are any.
@@ -387,45 +380,27 @@ impl Handler<SendAgain> for StandingCohortActor {
     }
 }
 
-impl Handler<Finalize> for StandingCohortActor {
-    type Result = Result<(), Reject>;
+impl Handler<StandingRequest> for StandingCohortActor {
+    type Result = MessageResult<StandingRequest>;
 
-    fn handle(&mut self, _: Finalize, ctx: &mut Self::Context) -> Self::Result {
-        self.feed_own(CohortInput::Finalize, ctx)
-    }
-}
-
-impl Handler<OpenNow> for StandingCohortActor {
-    type Result = Result<(), Reject>;
-
-    fn handle(&mut self, OpenNow(kind): OpenNow, ctx: &mut Self::Context) -> Self::Result {
-        self.feed_own(CohortInput::OpenNow { kind }, ctx)
-    }
-}
-
-impl Handler<HostNews> for StandingCohortActor {
-    type Result = ();
-
-    fn handle(&mut self, HostNews(input): HostNews, ctx: &mut Self::Context) {
-        self.feed(input, ctx);
-    }
-}
-
-impl Handler<Look> for StandingCohortActor {
-    type Result = ();
-
-    fn handle(&mut self, _: Look, ctx: &mut Self::Context) {
-        if let Some((coins, _)) = &self.coins {
-            send_in_turn(coins, LookNow, ctx);
-        }
-    }
-}
-
-impl Handler<Inspect> for StandingCohortActor {
-    type Result = Arc<StandingCohort>;
-
-    fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
-        self.engine.snapshot()
+    fn handle(&mut self, request: StandingRequest, ctx: &mut Self::Context) -> Self::Result {
+        MessageResult(StandingAnswer::Done(match request {
+            StandingRequest::Finalize => self.feed_own(CohortInput::Finalize, ctx),
+            StandingRequest::OpenNow(kind) => self.feed_own(CohortInput::OpenNow { kind }, ctx),
+            StandingRequest::News(news) => {
+                self.feed(*news, ctx);
+                Ok(())
+            }
+            StandingRequest::Look => {
+                if let Some((coins, _)) = &self.coins {
+                    send_in_turn(coins, LookNow, ctx);
+                }
+                Ok(())
+            }
+            StandingRequest::Inspect => {
+                return MessageResult(StandingAnswer::Snapshot(self.engine.snapshot()));
+            }
+        }))
     }
 }
 
@@ -444,6 +419,14 @@ impl Handler<ChainNews> for StandingCohortActor {
         for coin in news.coins {
             self.feed(CohortInput::CoinFound(coin), ctx);
         }
+    }
+}
+
+impl Handler<WatchGone> for StandingCohortActor {
+    type Result = ();
+
+    fn handle(&mut self, gone: WatchGone, ctx: &mut Self::Context) {
+        gone.ends(&mut self.guard, ctx);
     }
 }
 

@@ -23,33 +23,13 @@ use crate::{
     engine::{Driven, Engine},
     journal::JournalError,
     standing::{
+        compact,
         notice::SeatNotice,
         policy::{BoardToSign, UpdatesAsked},
     },
 };
 
-/// The journal is replaced by one event when it has more records than this, and more than one for each [`ROWS_PER_RECORD`] rows.
-const RECORDS: usize = 256;
-const ROWS_PER_RECORD: u64 = 64;
-
 impl SeatActor {
-    fn compact(&mut self, ctx: &mut Context<Self>) {
-        let machine = self.engine.machine();
-        let rows = machine.roster().map_or(0, |roster| roster.row_count());
-        let most = RECORDS + usize::try_from(rows / ROWS_PER_RECORD).unwrap_or(usize::MAX);
-        if self.engine.records() <= most || !self.engine.is_released() {
-            return;
-        }
-        let Some(saved) = machine.saved() else { return };
-        let replaced = self.engine.compact(Some(saved));
-        let replacing = async move {
-            if let Err(error) = replaced.await {
-                tracing::error!(%error, "the journal of a seat cannot be compacted");
-            }
-        };
-        ctx.spawn(replacing.into_actor(self));
-    }
-
     /// The bytes of a board were fed: if the machine has verified them, the host is asked.
     pub(super) fn verified_bytes(&mut self, number: u64, bytes: Arc<Vec<u8>>, ctx: &mut Context<Self>) {
         self.bytes = Some((number, bytes));
@@ -280,6 +260,7 @@ impl Driven for SeatActor {
     }
 
     fn settled(&mut self, ctx: &mut Context<Self>) {
-        self.compact(ctx);
+        let rows = self.engine.machine().roster().map_or(0, |roster| roster.row_count());
+        compact(self, rows, Seat::saved, ctx);
     }
 }

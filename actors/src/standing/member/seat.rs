@@ -7,7 +7,7 @@ use actix::{
     dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{
-    beacon::smt_index,
+    beacon::did_index,
     cohort::standing::{
         Row, SeatSigner,
         message::{AskedRow, SeatOptIn, StandingMessage},
@@ -31,7 +31,7 @@ use crate::{
     journal::StreamId,
     span,
     standing::{
-        coins::{ChainNews, CoinWatch, LookNow},
+        coins::{ChainNews, CoinWatch, LookNow, WatchGone},
         notice::SeatNotice,
         policy::{RowWanted, SeatView},
     },
@@ -182,18 +182,12 @@ impl SeatActor {
             return;
         }
         let (view, script) = (view.clone(), output.script_pubkey().to_owned());
-        let did = self.identity.did().clone();
-        let (journal, stream) = (Arc::clone(&self.settings.journal), StreamId::of_watch(did.as_str()));
-        let to = ctx.address().recipient();
-        let span = span::seat(&self.engine.machine().config().cohort_id, &did);
-        let gone = move |end: End| {
-            if let Some(reason) = end.failure() {
-                tracing::error!(%did, %reason, "the watch of a beacon address has ended");
-            }
-        };
-        self.coins = Some(start_leased(span, |_, leased| {
-            CoinWatch::new(view, script, journal, stream, to, EndGuard::leased(leased, gone))
-        }));
+        let stream = StreamId::of_watch(self.identity.did().as_str());
+        let records = (Arc::clone(&self.settings.journal), stream);
+        let span = span::seat(&self.engine.machine().config().cohort_id, self.identity.did());
+        let (restarts, to) = (self.settings.restarts, ctx.address());
+        let gone = to.clone().recipient();
+        self.coins = Some(CoinWatch::start(view, script, records, restarts, span, to.recipient(), gone));
     }
 
     /// Claims that there are updates, if the host has some.
@@ -215,7 +209,7 @@ impl SeatActor {
         let asking = async move { policy.registers(&view).await };
         ctx.spawn(asking.into_actor(self).map(|mut rows, actor, ctx| {
             let machine = actor.engine.machine();
-            rows.retain(|row| !machine.has_asked(&DidIndex::from_bytes(smt_index(&row.did)), row.action));
+            rows.retain(|row| !machine.has_asked(&did_index(&row.did), row.action));
             if !rows.is_empty() {
                 actor.register(rows, ctx);
             }
@@ -231,7 +225,7 @@ impl SeatActor {
         let rows: Vec<(RowWanted, DidIndex, u64)> = wanted
             .into_iter()
             .map(|row| {
-                let index = DidIndex::from_bytes(smt_index(&row.did));
+                let index = did_index(&row.did);
                 let serial = machine.next_serial(&index);
                 (row, index, serial)
             })
@@ -389,6 +383,14 @@ impl Replayed for SeatActor {
             self.go_on(ctx);
         }
         Ok(())
+    }
+}
+
+impl Handler<WatchGone> for SeatActor {
+    type Result = ();
+
+    fn handle(&mut self, gone: WatchGone, ctx: &mut Self::Context) {
+        gone.ends(&mut self.guard, ctx);
     }
 }
 

@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use actix::Actor;
 use async_trait::async_trait;
 use btcr2_aggregation_protocol::{
-    beacon::smt_index,
+    beacon::did_index,
     cohort::standing::{
         RowAction, SeatSeed, StandingBeacon, StandingPolicy, StandingTerms, Updates, message::ControlProof,
         seat::SeatUpdate,
     },
     did::Did,
-    hash::{DidIndex, sha256},
+    hash::sha256,
     jcs::document_hash,
     key::Signature,
     network::Network,
@@ -72,7 +72,7 @@ impl SeatPolicy for Controller {
     }
 
     async fn chooses(&self, _: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {
-        let index = DidIndex::from_bytes(smt_index(&self.0));
+        let index = did_index(&self.0);
         let announced = asked.announced.iter().filter(|(of, _)| *of == index).map(|(_, version)| *version);
         let version = announced.max().unwrap_or(1) + 1;
         let hash = document_hash(&json!({ "did": self.0, "targetVersionId": version })).unwrap();
@@ -164,4 +164,24 @@ fn a_standing_cohort_announces_after_a_panic() {
         }
         assert!(panics > 0, "{kind} was never polled often enough");
     }
+}
+
+#[test]
+fn a_cohort_whose_watch_always_panics_is_given_up() {
+    sabotage::plan(None);
+    actix_rt::System::new().block_on(async {
+        let mut world = world().await;
+        sabotage::always("CoinWatch");
+        let halted = async {
+            loop {
+                if let StandingNotice::StandingHalted { reason, .. } = &*world.notices.recv().await.unwrap() {
+                    break reason.clone();
+                }
+            }
+        };
+        let reason = tokio::time::timeout(PATIENCE, halted).await.unwrap();
+        assert!(reason.contains("watch of its beacon address"), "{reason}");
+        assert!(reason.contains("panicked"), "{reason}");
+    });
+    sabotage::plan(None);
 }

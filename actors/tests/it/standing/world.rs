@@ -23,7 +23,7 @@ use btcr2_aggregation_actors::{
     transport::Transport,
 };
 use btcr2_aggregation_protocol::{
-    beacon::smt_index,
+    beacon::did_index,
     cohort::standing::{
         CoinRef, RowAction, SeatSeed, StandingPolicy, StandingTerms, Updates, cohort::CohortInput,
         message::ControlProof, seat::SeatUpdate,
@@ -57,7 +57,7 @@ struct State {
 }
 
 pub(super) fn index(did: &Did) -> DidIndex {
-    DidIndex::from_bytes(smt_index(did))
+    did_index(did)
 }
 
 impl Controller {

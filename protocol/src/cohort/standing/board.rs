@@ -55,10 +55,7 @@ impl BoardContent {
             return None;
         }
         match beacon {
-            StandingBeacon::Cas => {
-                let BoardData::Cas(announcement) = BoardData::of(beacon, &self.responses) else { return None };
-                Some(BeaconData::Cas(announcement))
-            }
+            StandingBeacon::Cas => Some(BeaconData::Cas(self.announcement())),
             StandingBeacon::Smt => {
                 let RawProof { collapsed, hashes } = absence(&self.responses, index)?;
                 let root = self.signal(beacon)?;
@@ -73,14 +70,16 @@ impl BoardContent {
         }
     }
 
+    /// The announcement map of a CAS cohort's responses; an empty one for another cohort.
+    pub fn announcement(&self) -> CasAnnouncement {
+        announcement(&self.responses)
+    }
+
     /// The Signal Bytes that follow from the responses; `None` if two of them have one index. Nothing is checked but that: for a seat
     /// that was absent, and compares it with what was announced.
     pub fn signal(&self, beacon: StandingBeacon) -> Option<SignalBytes> {
         match beacon {
-            StandingBeacon::Cas => {
-                let BoardData::Cas(announcement) = BoardData::of(beacon, &self.responses) else { return None };
-                Some(announcement.signal())
-            }
+            StandingBeacon::Cas => Some(self.announcement().signal()),
             StandingBeacon::Smt => {
                 let tree = SparseMerkleTree::build(leaves(&self.responses)).ok()?;
                 Some(SignalBytes::from_bytes(tree.root))
@@ -305,6 +304,14 @@ fn listed(roster: &Roster) -> Vec<SeatIndexes> {
         .collect()
 }
 
+fn announcement(responses: &[Response]) -> CasAnnouncement {
+    let updated = |entry: &Entry| match entry {
+        Entry::Cas { did, update_hash } => Some((did.clone(), *update_hash)),
+        Entry::Smt { .. } => None,
+    };
+    responses.iter().flat_map(|response| response.entries.iter().filter_map(updated)).collect()
+}
+
 fn leaves(responses: &[Response]) -> Vec<([u8; 32], [u8; 32])> {
     let leaf = |entry: &Entry| match entry {
         Entry::Smt { did_index, leaf } => Some((*did_index.as_bytes(), *leaf.as_bytes())),
@@ -317,14 +324,7 @@ impl BoardData {
     /// Of responses that were checked: an index is in one of them at most.
     fn of(beacon: StandingBeacon, responses: &[Response]) -> Self {
         match beacon {
-            StandingBeacon::Cas => {
-                let entries = responses.iter().flat_map(|response| &response.entries);
-                let entries = entries.filter_map(|entry| match entry {
-                    Entry::Cas { did, update_hash } => Some((did.clone(), *update_hash)),
-                    Entry::Smt { .. } => None,
-                });
-                Self::Cas(entries.collect())
-            }
+            StandingBeacon::Cas => Self::Cas(announcement(responses)),
             StandingBeacon::Smt => {
                 let leaves = leaves(responses);
                 let places = leaves.iter().enumerate().map(|(at, (index, _))| (DidIndex::from_bytes(*index), at));

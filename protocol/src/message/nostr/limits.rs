@@ -35,6 +35,20 @@ struct Content {
     escaped: usize,
 }
 
+/// The largest number up to `most` that fits, if every smaller one does; 0 if none does.
+fn largest(most: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut fitting, mut too_many) = (0, most + 1);
+    while too_many - fitting > 1 {
+        let middle = fitting + (too_many - fitting) / 2;
+        if fits(middle) {
+            fitting = middle;
+        } else {
+            too_many = middle;
+        }
+    }
+    fitting
+}
+
 impl EventLimits {
     /// The greatest number of members of a cohort of this beacon type for which a relay with these limits accepts all
     /// messages; 0 when even an update is too large, and `None` when there is no limit.
@@ -57,30 +71,12 @@ impl EventLimits {
             };
             self.takes(ready) && (!is_cas || self.takes(encrypted(first + more * (second - first))))
         };
-        let (mut fitting, mut too_many) = (0, most.unwrap_or(1 << 20) + 1);
-        while too_many - fitting > 1 {
-            let middle = fitting + (too_many - fitting) / 2;
-            if fits(middle) {
-                fitting = middle;
-            } else {
-                too_many = middle;
-            }
-        }
-        Some(fitting)
+        Some(largest(most.unwrap_or(1 << 20), fits))
     }
 
     /// The length of the longest text that can be encrypted in an event that a relay with these limits accepts.
     pub fn longest_text(&self) -> usize {
-        let (mut fitting, mut too_long) = (0, MAX_PLAINTEXT + 1);
-        while too_long - fitting > 1 {
-            let middle = fitting + (too_long - fitting) / 2;
-            if self.takes(encrypted(middle)) {
-                fitting = middle;
-            } else {
-                too_long = middle;
-            }
-        }
-        fitting
+        largest(MAX_PLAINTEXT, |length| self.takes(encrypted(length)))
     }
 
     fn takes(&self, Content { chars, escaped }: Content) -> bool {

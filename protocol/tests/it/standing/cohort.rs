@@ -2,7 +2,7 @@
 
 use bitcoin::OutPoint;
 use btcr2_aggregation_protocol::{
-    beacon::smt_index,
+    beacon::did_index,
     cohort::standing::{
         BoardPlace, CohortContext, Entry, OpportunityKind, Response, ResponseContent, Roster, Row, RowAction,
         SeatSeed, StandingBeacon, StandingTerms,
@@ -33,7 +33,7 @@ pub(super) fn did(number: usize) -> Did {
 }
 
 pub(super) fn index(number: usize) -> DidIndex {
-    DidIndex::from_bytes(smt_index(&did(number)))
+    did_index(&did(number))
 }
 
 /// The hash of an update of a controller.

@@ -8,7 +8,7 @@ use std::{
 use bitcoin::Transaction;
 use btcr2_aggregation_protocol::time::Timestamp;
 use btcr2_aggregation_protocol::{
-    beacon::smt_index,
+    beacon::did_index,
     cohort::standing::{
         BoardContent, Response, Row, RowAction, SeatSeed, SharedBoards, StandingPolicy, Updates,
         cohort::CohortConfig,
@@ -95,7 +95,7 @@ impl SeatNode {
         });
         let controlled = |at: usize| {
             let did = super::cohort::did(number * 100 + at);
-            let index = DidIndex::from_bytes(smt_index(&did));
+            let index = did_index(&did);
             Controlled { did, index, version: 1, wants: false, salt: 0 }
         };
         Self {

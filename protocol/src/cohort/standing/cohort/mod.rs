@@ -185,7 +185,8 @@ impl StandingCohort {
         usize::try_from(from).ok().and_then(|from| rows.get(from..)).unwrap_or_default()
     }
 
-    fn advert(&self) -> StandingMessage {
+    /// The advert, which is repeated until the cohort has formed.
+    pub fn advert(&self) -> StandingMessage {
         StandingAdvert {
             cohort_id: self.config.cohort_id.clone(),
             communication_pk: Bytes(self.config.service_key.to_bytes()),

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Current, Decided, Seat, SeatEffect, SeatEvent, SeatUpdate, Seated, Stage};
 use crate::{
-    beacon::smt_index,
+    beacon::did_index,
     cohort::standing::{
         opportunity::{Opportunity, OpportunityKind},
         response::{Entry, Response, ResponseContent},
@@ -139,7 +139,7 @@ impl Seat {
         }
         let mut chosen: Vec<(DidIndex, u64, DocumentHash, &SeatUpdate)> = Vec::new();
         for update in updates {
-            let index = DidIndex::from_bytes(smt_index(&update.did));
+            let index = did_index(&update.did);
             if current.roster.seat_of(&index) != Some(&self.config.seat) {
                 return fault(format!("{} is not registered to this seat", update.did));
             }

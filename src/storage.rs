@@ -14,7 +14,11 @@ use crate::{
         invites::InviteBook,
         journal::{Journal, MemoryJournal},
         runtime::Clock,
-        state::{State, StateError, Table, inboxes::StateInboxes, nonces::StateNonces, vault::StateVault},
+        standing::boards::{BoardStore, MemoryBoards},
+        state::{
+            State, StateError, Table, boards::StateBoards, inboxes::StateInboxes, nonces::StateNonces,
+            vault::StateVault,
+        },
         transport::http::server::HttpServerParts,
     },
     controller::Settled,
@@ -175,6 +179,14 @@ impl Storage {
         match &self.state {
             Some(state) => Arc::new(UntilClosed { journal: state.journal(), closing: self.closing.clone() }),
             None => Arc::new(MemoryJournal::new()),
+        }
+    }
+
+    /// The boards of standing cohorts.
+    pub(crate) fn boards(&self) -> Arc<dyn BoardStore> {
+        match &self.state {
+            Some(state) => Arc::new(StateBoards::new(state)),
+            None => Arc::new(MemoryBoards::default()),
         }
     }
 

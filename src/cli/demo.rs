@@ -241,7 +241,7 @@ fn print_standing(report: &StandingReport) {
         );
         out!("               signed by {how}");
         out!(
-            "               verified: Bitcoin Core consensus {}, every seat's data {}",
+            "               verified: Bitcoin Core consensus {}, data of the seats that took part {}",
             mark(one.consensus),
             mark(one.data)
         );

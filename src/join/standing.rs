@@ -9,13 +9,7 @@ use crate::{
     actors::{
         handle::Member,
         runtime::{Clock, Randomness},
-        standing::{
-            ChainView, MemberSettings, SeatRequest,
-            boards::{BoardStore, MemoryBoards},
-            notice::SeatNotice,
-            policy::SeatPolicy,
-        },
-        state::boards::StateBoards,
+        standing::{ChainView, MemberSettings, SeatRequest, notice::SeatNotice, policy::SeatPolicy},
         transport::contact::Contacts,
     },
     error::ProgramError,
@@ -24,7 +18,10 @@ use crate::{
         cohort::standing::{SeatSeed, StandingPolicy},
         network::Network,
     },
-    standing::controller::{Chain, ControlledDid, ControllerParts, StandingController},
+    standing::{
+        controller::{ControlledDid, ControllerParts, StandingController},
+        resolver::Resolver,
+    },
     storage::Storage,
 };
 
@@ -79,10 +76,7 @@ async fn take_part(
     let contacts = Contacts::default();
     let reporting = printer.clone().follow(contacts.subscribe());
     let transport = transport(config, clock, &contacts)?;
-    let boards: Arc<dyn BoardStore> = match storage.state() {
-        Some(state) => Arc::new(StateBoards::new(state)),
-        None => Arc::new(MemoryBoards::default()),
-    };
+    let boards = storage.boards();
     let stores = config.publication.stores.clone();
     let min_conf = config.min_conf.unwrap_or(confirmations).max(1);
     let chain = source.connect(standing.network).await;
@@ -91,7 +85,7 @@ async fn take_part(
         dids: standing.dids,
         service: config.service_did.clone(),
         policy: standing.policy,
-        chain: Chain { source, stores, min_conf },
+        resolver: Resolver { source, stores, min_conf },
         updates: standing.updates,
         out: &standing.out,
         printer: printer.clone(),
@@ -201,7 +195,7 @@ fn text(notice: &SeatNotice) -> String {
             format!("number {number}: {txid} is signed; it counts for resolvers when it is in a block, deep enough")
         }
         SeatNotice::Missed { number, txid, .. } => {
-            format!("number {number}: {txid} was announced without this seat; what its DIDs need of it is stored")
+            format!("number {number}: {txid} was announced without this seat; its board is stored")
         }
         SeatNotice::CoinSpent { by, .. } => format!("{by} is final"),
         SeatNotice::SeatRejected { from, code, detail, .. } => match from {

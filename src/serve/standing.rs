@@ -9,21 +9,16 @@ use super::{ChainConfig, Coins, ServeConfig};
 use crate::{
     actors::{
         handle::Service,
-        standing::{
-            ChainView, StandingSettings,
-            boards::{BoardStore, MemoryBoards},
-            notice::StandingNotice,
-        },
-        state::boards::StateBoards,
+        standing::{ChainView, StandingSettings, notice::StandingNotice},
     },
     bitcoin::chain::Chain,
     error::ProgramError,
     events::Printer,
-    protocol::{
-        cohort::standing::{Absent, Mode, StandingTerms, announcement_vsize},
-        id::CohortId,
+    protocol::cohort::standing::{Absent, Mode, StandingTerms, announcement_vsize},
+    standing::{
+        operator::{Fees, StandingOperator},
+        resolver::Resolver,
     },
-    standing::operator::{Fees, Resolver, StandingOperator},
     storage::Storage,
 };
 
@@ -43,10 +38,7 @@ pub(super) fn settings(
     storage: &Storage,
     chain: Option<Arc<dyn Chain>>,
 ) -> StandingSettings {
-    let boards: Arc<dyn BoardStore> = match storage.state() {
-        Some(state) => Arc::new(StateBoards::new(state)),
-        None => Arc::new(MemoryBoards::default()),
-    };
+    let boards = storage.boards();
     let table = storage.state().map(|state| state.table("standing-dids"));
     let chain_config: Option<&ChainConfig> = match &config.coins {
         Coins::Chain(chain) => Some(chain),
@@ -142,30 +134,25 @@ pub(super) async fn run(
     }
 }
 
-fn short(cohort_id: &CohortId) -> &str {
-    cohort_id.as_str()
-}
-
 /// A notice for people.
 fn text(notice: &StandingNotice) -> String {
     match notice {
         StandingNotice::StandingAdvertised { cohort_id } => {
-            format!("standing cohort {} is advertised", short(cohort_id))
+            format!("standing cohort {cohort_id} is advertised")
         }
         StandingNotice::SeatAdmitted { seat, .. } => format!("{seat} has a seat"),
         StandingNotice::SeatRefused { seat, reason, .. } => format!("{seat} has no seat: {reason}"),
-        StandingNotice::StandingFormed { cohort_id, beacon_address, seats } => format!(
-            "standing cohort {} has formed of {seats} seats; send a deposit to {beacon_address}",
-            short(cohort_id)
-        ),
+        StandingNotice::StandingFormed { cohort_id, beacon_address, seats } => {
+            format!("standing cohort {cohort_id} has formed of {seats} seats; send a deposit to {beacon_address}")
+        }
         StandingNotice::StandingRecovered { cohort_id, beacon_address, number } => match beacon_address {
             Some(address) => {
-                format!("standing cohort {} continues at {address} after number {number}", short(cohort_id))
+                format!("standing cohort {cohort_id} continues at {address} after number {number}")
             }
-            None => format!("standing cohort {} continues to wait for seats", short(cohort_id)),
+            None => format!("standing cohort {cohort_id} continues to wait for seats"),
         },
         StandingNotice::StandingRestarted { cohort_id, restarts } => {
-            format!("standing cohort {} was restarted after a fault ({restarts} in this minute)", short(cohort_id))
+            format!("standing cohort {cohort_id} was restarted after a fault ({restarts} in this minute)")
         }
         StandingNotice::RowsSettled { seat, registered, refused, .. } => match refused.first() {
             Some((index, why)) => {
@@ -221,7 +208,7 @@ fn text(notice: &StandingNotice) -> String {
             None => format!("refused a message ({code}): {detail}"),
         },
         StandingNotice::StandingHalted { cohort_id, reason } => {
-            format!("error: standing cohort {} cannot continue: {reason}", short(cohort_id))
+            format!("error: standing cohort {cohort_id} cannot continue: {reason}")
         }
         other => format!("{other:?}"),
     }

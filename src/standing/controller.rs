@@ -4,24 +4,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use serde_json::Value;
 
-use super::sidecars::Sidecars;
+use super::{resolver::Resolver, sidecars::Sidecars};
 use crate::{
     actors::standing::policy::{
         BoardToSign, Control, RowWanted, SeatPolicy, SeatView, StandingOffer, UpdatesAsked, UpdatesChosen,
     },
-    bitcoin::chain::ChainSource,
-    cas::Cas,
-    controller::{Current, CurrentError, Keys, Resolving, UpdateFile},
+    controller::{Current, CurrentError, Keys, UpdateFile},
     events::Printer,
     inputs,
     protocol::{
-        beacon::{BeaconData, smt_index},
+        beacon::{BeaconData, did_index},
         cohort::standing::{
             BoardContent, OpportunityKind, RowAction, StandingPolicy, Updates, message::ControlProof,
             seat::SeatUpdate,
@@ -43,26 +41,17 @@ pub struct ControlledDid {
     pub keys: Arc<Keys>,
 }
 
-/// How a controller resolves its DIDs.
-#[derive(Clone)]
-pub struct Chain {
-    /// The source of the chain.
-    pub source: ChainSource,
-    /// Content stores.
-    pub stores: Vec<Arc<dyn Cas>>,
-    /// The confirmations with which a signal counts.
-    pub min_conf: u32,
-}
-
 /// The controller.
 pub struct StandingController {
     dids: BTreeMap<DidIndex, ControlledDid>,
     service: Option<Did>,
     policy: StandingPolicy,
-    chain: Chain,
+    resolver: Resolver,
     /// The directory of signed updates, files of `update --out`.
     updates: Option<PathBuf>,
     sidecars: Sidecars,
+    /// The version of each DID that was final when it was resolved last.
+    finals: Mutex<BTreeMap<DidIndex, u64>>,
     printer: Printer,
 }
 
@@ -75,17 +64,13 @@ pub struct ControllerParts<'a> {
     /// What is accepted of terms.
     pub policy: StandingPolicy,
     /// How DIDs are resolved.
-    pub chain: Chain,
+    pub resolver: Resolver,
     /// The directory of signed updates.
     pub updates: Option<PathBuf>,
     /// The directory in which every DID has its Sidecar Data.
     pub out: &'a Path,
     /// Where problems are reported.
     pub printer: Printer,
-}
-
-fn index_of(did: &Did) -> DidIndex {
-    DidIndex::from_bytes(smt_index(did))
 }
 
 impl StandingController {
@@ -100,9 +85,15 @@ impl StandingController {
         let of_did = |controlled: &ControlledDid| (controlled.identity.did().clone(), genesis(controlled));
         let sidecars = Sidecars::open(parts.out, parts.dids.iter().map(of_did))?;
         let dids =
-            parts.dids.into_iter().map(|controlled| (index_of(controlled.identity.did()), controlled)).collect();
-        let ControllerParts { service, policy, chain, updates, printer, .. } = parts;
-        Ok(Self { dids, service, policy, chain, updates, sidecars, printer })
+            parts.dids.into_iter().map(|controlled| (did_index(controlled.identity.did()), controlled)).collect();
+        let ControllerParts { service, policy, resolver, updates, printer, .. } = parts;
+        let finals = Mutex::default();
+        Ok(Self { dids, service, policy, resolver, updates, sidecars, finals, printer })
+    }
+
+    fn finals(&self) -> MutexGuard<'_, BTreeMap<DidIndex, u64>> {
+        // Each change is one call.
+        self.finals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn warn(&self, did: &Did, problem: &dyn std::fmt::Display) {
@@ -116,8 +107,7 @@ impl StandingController {
             let read = given.add(sidecar, "the output directory");
             read.map_err(|error| CurrentError::Unreadable(error.to_string()))?;
         }
-        let Chain { source, stores, min_conf } = self.chain.clone();
-        Resolving::new(did.clone(), source, stores, min_conf, given).current().await
+        self.resolver.current(did, given).await
     }
 
     /// The signed updates in the directory, by DID and version.
@@ -137,7 +127,7 @@ impl StandingController {
             }
             match read_update(&path) {
                 Ok(Some((did, update))) => {
-                    if let (index, Some(version)) = (index_of(&did), update.target_version())
+                    if let (index, Some(version)) = (did_index(&did), update.target_version())
                         && self.dids.contains_key(&index)
                     {
                         prepared.insert((index, version), update);
@@ -150,6 +140,13 @@ impl StandingController {
             }
         }
         prepared
+    }
+
+    /// Whether the directory has an update that is not known to be final: files stay in it.
+    fn has_prepared(&self) -> bool {
+        let prepared = self.prepared();
+        let finals = self.finals();
+        prepared.keys().any(|(index, version)| finals.get(index).is_none_or(|known| version > known))
     }
 
     /// The version of a DID that is final, and the update that may follow in this number.
@@ -172,37 +169,40 @@ impl StandingController {
             self.warn(did, unsettled);
             return Some((current.version, None));
         }
-        let (mut document, mut version) = (current.document, current.version);
-        // What an ancestor of the coins announces comes first.
-        while asked.announced.contains(&(*index, version + 1)) {
-            let before = prepared.get(&(*index, version + 1))?;
-            let context = UpdateContext { did, document: &document, version, block: None };
-            document = verify_update(before, &context).ok()?;
-            version += 1;
+        let (document, version) = (current.document, current.version);
+        if asked.announced.contains(&(*index, version + 1)) {
+            // An ancestor of the coins announces it.
+            if prepared.contains_key(&(*index, version + 2)) {
+                self.warn(
+                    did,
+                    &format!("the update of version {} waits until version {} is final", version + 2, version + 1),
+                );
+            }
+            return Some((version, None));
         }
-        let Some(update) = prepared.get(&(*index, version + 1)) else { return Some((current.version, None)) };
+        let Some(update) = prepared.get(&(*index, version + 1)) else { return Some((version, None)) };
         let committed = asked.committed.iter().find(|(of, to, _)| of == index && *to == version + 1);
         if committed.is_some_and(|(.., hash)| hash != update.hash()) {
             self.warn(did, &format!("another update of version {} may still be announced", version + 1));
-            return Some((current.version, None));
+            return Some((version, None));
         }
         let beacon = seat.terms.beacon_type.as_str();
         // A signal counts for a document that lists its beacon in an earlier block (rule R-4).
-        if version > current.version || !document::lists_beacon(&document, beacon, &seat.beacon_address) {
+        if !document::lists_beacon(&document, beacon, &seat.beacon_address) {
             self.warn(
                 did,
                 &format!("its current document does not list {} yet: the update waits", seat.beacon_address),
             );
-            return Some((current.version, None));
+            return Some((version, None));
         }
         let context = UpdateContext { did, document: &document, version, block: None };
         if let Err(problem) = verify_update(update, &context) {
             self.warn(did, &format!("the prepared update of version {} is not valid: {problem}", version + 1));
-            return Some((current.version, None));
+            return Some((version, None));
         }
         let full = (seat.terms.updates == Updates::Full).then(|| update.value().clone());
         let chosen = SeatUpdate { did: did.clone(), version: version + 1, hash: *update.hash(), full };
-        Some((current.version, Some(chosen)))
+        Some((version, Some(chosen)))
     }
 
     /// Stores what an announcement has of each DID.
@@ -277,7 +277,7 @@ impl SeatPolicy for StandingController {
     }
 
     async fn proves(&self, did: &Did, digest: &[u8; 32]) -> Option<Control> {
-        let controlled = self.dids.get(&index_of(did))?;
+        let controlled = self.dids.get(&did_index(did))?;
         let current = match self.current(did).await {
             Ok(current) => current,
             Err(error) => {
@@ -301,7 +301,7 @@ impl SeatPolicy for StandingController {
     }
 
     async fn has_updates(&self, _: &SeatView) -> bool {
-        !self.prepared().is_empty()
+        self.has_prepared()
     }
 
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {
@@ -313,6 +313,7 @@ impl SeatPolicy for StandingController {
         let wanted: BTreeSet<DidIndex> = prepared.keys().map(|(index, _)| *index).collect();
         for index in wanted.iter().filter(|index| asked.indexes.contains(index)) {
             if let Some((version, update)) = self.choose(seat, asked, &prepared, index).await {
+                self.finals().insert(*index, version);
                 chosen.resolved.push((*index, version));
                 chosen.updates.extend(update);
             }
@@ -322,5 +323,47 @@ impl SeatPolicy for StandingController {
 
     async fn signs(&self, _: &SeatView, board: &BoardToSign) -> Result<(), String> {
         self.store(board)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::protocol::{key::SecretKey, network::Network};
+
+    #[test]
+    fn an_update_that_is_final_opens_no_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::from_key(SecretKey::from_bytes(&[7; 32]).unwrap(), Network::Regtest);
+        let did = identity.did().clone();
+        let keys = Arc::new(Keys::of(&identity));
+        let source = "esplora=http://127.0.0.1:1".parse().unwrap();
+        let controller = StandingController::new(ControllerParts {
+            dids: vec![ControlledDid { identity, keys }],
+            service: None,
+            policy: StandingPolicy::default(),
+            resolver: Resolver { source, stores: Vec::new(), min_conf: 1 },
+            updates: Some(dir.path().to_owned()),
+            out: &dir.path().join("out"),
+            printer: Printer::new(true),
+        })
+        .unwrap();
+        let prepare = |version: u64| {
+            let update =
+                json!({ "patch": [], "targetVersionId": version, "proof": { "invocationTarget": did.as_str() } });
+            std::fs::write(dir.path().join(format!("{version}.json")), update.to_string()).unwrap();
+        };
+        assert!(!controller.has_prepared());
+        prepare(2);
+        assert!(controller.has_prepared(), "nothing is known of the DID yet");
+        controller.finals().insert(did_index(&did), 1);
+        assert!(controller.has_prepared());
+        controller.finals().insert(did_index(&did), 2);
+        assert!(!controller.has_prepared(), "its file is still there");
+        prepare(3);
+        assert!(controller.has_prepared());
     }
 }

@@ -3,4 +3,5 @@
 
 pub mod controller;
 pub mod operator;
+pub mod resolver;
 mod sidecars;

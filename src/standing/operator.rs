@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::resolver::Resolver;
 use crate::{
     actors::{
         policy::PolicyError,
@@ -20,12 +21,12 @@ use crate::{
         },
         state::Table,
     },
-    bitcoin::chain::{Chain, ChainSource, ConfirmationTarget},
-    cas::{Cas, Content, Publication},
-    controller::{Current, CurrentError, Resolving},
+    bitcoin::chain::{Chain, ConfirmationTarget},
+    cas::{Content, Publication},
+    controller::{Current, CurrentError},
     protocol::{
-        beacon::{CasAnnouncement, smt_index},
-        cohort::standing::{BoardContent, Entry, RowAction, message::AskedRow},
+        beacon::did_index,
+        cohort::standing::{BoardContent, RowAction, message::AskedRow},
         did::Did,
         document,
         error::Retry,
@@ -47,17 +48,6 @@ pub struct Fees {
     pub fixed: Option<FeeRate>,
     /// The blocks within which an announcement is to be confirmed.
     pub target: u16,
-}
-
-/// Where the operator resolves DIDs.
-#[derive(Clone)]
-pub struct Resolver {
-    /// The source of the chain.
-    pub source: ChainSource,
-    /// Content stores.
-    pub stores: Vec<Arc<dyn Cas>>,
-    /// The confirmations with which a signal counts.
-    pub min_conf: u32,
 }
 
 /// A registered DID: its document as the operator knows it, and the updates that were submitted here since.
@@ -152,8 +142,7 @@ impl StandingOperator {
         if let Some(sidecar) = &row.sidecar {
             given.add(sidecar.clone(), "the registration").map_err(|error| error.to_string())?;
         }
-        let Resolver { source, stores, min_conf } = resolver.clone();
-        match Resolving::new(did.clone(), source, stores, min_conf, given).current().await {
+        match resolver.current(did, given).await {
             Ok(Current { document, version, .. }) => Ok((document, version)),
             Err(CurrentError::Unreadable(error)) => {
                 Err(format!("the chain cannot be read now, try again: {error}"))
@@ -198,15 +187,7 @@ impl StandingOperator {
         for (_, hash) in listed.into_iter().filter(|(of, _)| *of == number) {
             let Some(bytes) = self.boards.get(&hash).await.map_err(|error| error.to_string())? else { continue };
             let content: BoardContent = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-            let map: CasAnnouncement = content
-                .responses
-                .iter()
-                .flat_map(|response| &response.entries)
-                .filter_map(|entry| match entry {
-                    Entry::Cas { did, update_hash } => Some((did.clone(), *update_hash)),
-                    Entry::Smt { .. } => None,
-                })
-                .collect();
+            let map = content.announcement();
             if map.is_empty() {
                 continue;
             }
@@ -226,7 +207,7 @@ impl StandingServicePolicy for StandingOperator {
         }
         let did = row.did.as_deref().ok_or("the DID is missing")?;
         let did = Did::parse(did).map_err(|error| error.to_string())?;
-        if smt_index(&did) != *row.did_index.as_bytes() {
+        if did_index(&did) != row.did_index {
             return Err("the index is not that of the DID".to_owned());
         }
         let proof = row.proof.as_ref().ok_or("the proof of control is missing")?;

@@ -18,7 +18,7 @@ use crate::{
         },
     },
     protocol::{
-        beacon::{BeaconData, smt_index},
+        beacon::{BeaconData, did_index},
         cohort::standing::{RowAction, StandingPolicy, Updates, message::ControlProof, seat::SeatUpdate},
         did::Did,
         hash::{DidIndex, SignalBytes},
@@ -54,10 +54,6 @@ pub(super) struct DemoSeat {
     randomness: Randomness,
 }
 
-fn index(did: &Did) -> DidIndex {
-    DidIndex::from_bytes(smt_index(did))
-}
-
 impl DemoSeat {
     /// Seat `number` with so many DIDs.
     pub(super) fn new(number: usize, dids: usize, randomness: Randomness) -> Result<Arc<Self>, DemoError> {
@@ -66,7 +62,7 @@ impl DemoSeat {
                 let mut rng = randomness.for_actor(&format!("did {number} {at}"));
                 let identity = Identity::from_key(SecretKey::generate(&mut rng), NETWORK);
                 let document = identity.initial_document().map_err(internal)?;
-                let index = index(identity.did());
+                let index = did_index(identity.did());
                 Ok(Controlled { identity, index, document, version: 1, next: None })
             })
             .collect::<Result<_, DemoError>>()?;

@@ -136,30 +136,33 @@ fn a_member_killed_after_its_nonce_signs_the_fallback() {
 fn a_deadline_during_downtime_takes_effect_after_restart() {
     let directory = directory("restart-deadline");
     let state = path(&directory, "state");
-    let rule = "updates=fail,after=2s";
+    // Long enough that a busy machine kills the service before it.
+    let rule = "updates=fail,after=5s";
     let start = || Service::once(&directory, 2, &["--state", &state, "--on-timeout", rule]);
     let mut service = start();
     let files = identities(&directory, 2);
-    // One does not receive that the cohort has formed, and submits nothing.
-    let deaf = Proxy::deaf_behind(service.address(), "keygen/cohort_opt_in_accept");
-    let member = join(&deaf.url(), &files[0], &["--add-beacon"]);
-    service.program.event("participant-accepted");
-    let other = service.join(&files[1], &["--add-beacon"]);
+    // They do not receive that the cohort has formed, fetch no request, and submit nothing.
+    let deaf = [0, 1].map(|_| Proxy::deaf_behind(service.address(), "keygen/cohort_opt_in_accept"));
+    let members = [0, 1].map(|which| {
+        let member = join(&deaf[which].url(), &files[which], &["--add-beacon"]);
+        service.program.event("participant-accepted");
+        member
+    });
     service.program.event("keygen-complete");
     let formed = std::time::Instant::now();
     service.program.kill();
-    while formed.elapsed() < Duration::from_secs(3) {
-        std::thread::park_timeout(Duration::from_secs(3).saturating_sub(formed.elapsed()));
+    while let Some(rest) = Duration::from_secs(6).checked_sub(formed.elapsed()) {
+        std::thread::park_timeout(rest);
     }
     let (status, lines, errors) = start().program.end();
     assert_eq!(status, Some(1), "{lines:#?}{errors}");
     let failed = lines.iter().find(|line| line["event"] == "cohort-failed").unwrap();
     // It listens at another address: no member has fetched the requests, so no member is at fault.
-    let members = &failed["failure"]["NotDelivered"]["unreached"]["not_fetched"];
-    assert_eq!((&failed["code"], members.as_array().map(Vec::len)), (&json!("NOT_DELIVERED"), Some(2)), "{failed}");
+    let unreached = &failed["failure"]["NotDelivered"]["unreached"]["not_fetched"];
+    assert_eq!((&failed["code"], unreached.as_array().map(Vec::len)), (&json!("NOT_DELIVERED"), Some(2)), "{failed}");
     let recovered = lines.iter().find(|line| line["event"] == "cohort-recovered").unwrap();
     assert_eq!((&recovered["phase"], &recovered["cohortId"]), (&json!("collecting updates"), &failed["cohortId"]));
-    drop((member, other));
+    drop(members);
 }
 
 #[test]

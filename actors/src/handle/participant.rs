@@ -215,6 +215,8 @@ impl Participant {
     pub async fn join_first(&self) -> Result<Membership, Stopped> {
         let mut first = self.0.ends.first();
         let stream = tokio::select! {
+            // In this order: a participant that has stopped since was in the cohort nevertheless.
+            biased;
             stream = first.wait_for(Option::is_some) => stream.ok().and_then(|stream| stream.clone()),
             () = self.stopped() => None,
         };

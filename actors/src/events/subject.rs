@@ -1,14 +1,17 @@
 //! Which notices are decisive, and what they are about.
 
 use btcr2_aggregation_protocol::cohort::participant::phase::PhaseKind;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     journal::StreamId,
     notice::{ParticipantNotice, ServiceNotice},
 };
 
-/// A step of a cohort or of a membership that a host must not miss, in the order of the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A step of a cohort or of a membership that a host must not miss, in the order of the protocol. The names are
+/// a journal format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Step {
     /// It continues after a restart, or replaces another cohort.
     Began,
@@ -20,6 +23,13 @@ pub(crate) enum Step {
     Seen,
     /// It has ended.
     Ended,
+}
+
+impl Step {
+    /// Whether it may be taken more than once. Only the last report matters.
+    pub(crate) const fn is_repeatable(self) -> bool {
+        matches!(self, Self::Began)
+    }
 }
 
 /// The position of a decisive event.
@@ -35,8 +45,8 @@ pub(crate) trait Decisive: Send + Sync + 'static {
     /// The position of a decisive notice.
     fn position(&self) -> Option<Position>;
 
-    /// Whether it reports a message that was not processed or not delivered: any peer can cause such notices, and they must
-    /// not take the space of the others.
+    /// Whether anyone can cause such notices, e.g. by a message that is not processed or not delivered, or by a deposit: they
+    /// must not take the space of the others.
     fn is_about_a_message(&self) -> bool;
 }
 

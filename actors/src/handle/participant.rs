@@ -27,7 +27,7 @@ use super::{
     ends::{Ends, Story},
 };
 use crate::{
-    events::{self, Acks, Events, Source},
+    events::{self, Acks, Events, Position, Source, Step},
     journal::{Journal, JournalError, Retention, StreamId, StreamKind},
     notice::{Known, Notices, ParticipantNotice, WeakNotices},
     participant::{
@@ -154,7 +154,9 @@ impl ParticipantBuilder {
         settings.notices = settings.notices.child();
         let notices = settings.notices.clone();
         let (did, journal) = (settings.identity.did().clone(), SessionJournal::new(&settings));
-        let events = events::follow(&notices, Arc::new(journal.clone()), most);
+        let mut events = events::follow(&notices, Arc::new(journal.clone()), most);
+        // Before anything is published: what the host acknowledges from now on is delivered on this stream nevertheless.
+        events.read_acknowledged().await;
         let ends = Ends::of(&notices);
         let supervisor = Supervisor::default();
         let vitals = supervisor.vitals();
@@ -379,7 +381,8 @@ impl Membership {
     /// # Errors
     /// When the journal cannot be read or written.
     pub async fn acknowledge(&self) -> Result<(), JournalError> {
-        self.participant.source().archive(self.stream()).await
+        let end = Position { stream: self.stream(), step: Step::Ended };
+        self.participant.source().acknowledge(end).await
     }
 
     fn stream(&self) -> StreamId {

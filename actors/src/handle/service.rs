@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     bans::BanBook,
-    events::{self, Acks, Events, Source},
+    events::{self, Acks, Events, Position, Source, Step},
     journal::{Journal, JournalError, Retention, StreamId},
     load::Load,
     notice::{CohortResult, Notices, ServiceNotice, WeakNotices},
@@ -167,7 +167,9 @@ impl ServiceBuilder {
         settings.notices = settings.notices.child();
         let (notices, load) = (settings.notices.clone(), settings.load.clone());
         let (did, journal) = (settings.identity.did().clone(), CohortJournal::new(&settings));
-        let events = events::follow(&notices, Arc::new(journal.clone()), most);
+        let mut events = events::follow(&notices, Arc::new(journal.clone()), most);
+        // Before anything is published: what the host acknowledges from now on is delivered on this stream nevertheless.
+        events.read_acknowledged().await;
         let ends = Ends::of(&notices);
         let supervisor = Supervisor::reporting_to(vitals.clone()).start();
         let address = supervisor.send(StartService(settings)).await.map_err(|_| ended(&vitals))?;
@@ -395,7 +397,8 @@ impl Cohort {
     /// # Errors
     /// When the journal cannot be read or written.
     pub async fn acknowledge(&self) -> Result<(), JournalError> {
-        self.service.source().archive(StreamId::of_cohort(&self.cohort_id)).await
+        let end = Position { stream: StreamId::of_cohort(&self.cohort_id), step: Step::Ended };
+        self.service.source().acknowledge(end).await
     }
 
     /// A snapshot of the cohort's machine; `None` if it is not running. A snapshot does not change, and while it exists

@@ -89,6 +89,8 @@ impl State {
                 | StreamKind::Standing(_)
                 | StreamKind::Number { .. }
                 | StreamKind::Seat(_)
+                // The events are delivered again where the cohort continues.
+                | StreamKind::Acknowledged(_)
                 | StreamKind::Other => false,
             };
             if belongs {

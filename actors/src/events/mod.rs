@@ -1,7 +1,7 @@
-//! The events of a service or a participant as a host receives them: [`Events`].
+//! The events of a service, a participant or the announcements as a host receives them: [`Events`].
 //!
 //! Every event has a [`Cursor`]. An event is *decisive* when a host must not miss it: the output and the end of a cohort,
-//! the data and the end of a membership. Decisive events are delivered at least once: after a
+//! the data and the end of a membership, the end of an announcement. Decisive events are delivered at least once: after a
 //! restart, those that the host has not acknowledged are delivered again, from the journal. The acknowledgement of the last
 //! event of a cohort archives the journal of the cohort.
 //!
@@ -47,7 +47,7 @@ pub enum Event<N> {
     Gap(u64),
 }
 
-/// The journal behind the events of a service or a participant.
+/// The journal behind the events of a service, a participant or the announcements.
 pub(crate) trait Source<N>: Send + Sync {
     /// Its streams that are not archived.
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>>;
@@ -63,7 +63,7 @@ pub(crate) trait Source<N>: Send + Sync {
     fn acknowledge(&self, position: Position) -> BoxFuture<'static, Result<(), JournalError>>;
 }
 
-/// The events of a service or a participant, from the start, or from the call that returned this. May be
+/// The events of a service, a participant or the announcements, from the start, or from the call that returned this. May be
 /// moved to any thread.
 pub struct Events<N> {
     queue: Arc<Queue<N>>,

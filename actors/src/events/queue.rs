@@ -99,7 +99,7 @@ impl<N: Decisive> Sink<N> for Queue<N> {
         let mut waiting = self.lock();
         let has_space = match &position {
             Some(_) => waiting.decisive < MOST_DECISIVE,
-            None if notice.is_about_a_message() => waiting.items.len() - waiting.decisive < self.most / 2,
+            None if notice.is_caused_by_anyone() => waiting.items.len() - waiting.decisive < self.most / 2,
             None => waiting.items.len() - waiting.decisive < self.most,
         };
         if has_space {

@@ -8,7 +8,7 @@ use crate::{
     notice::{ParticipantNotice, ServiceNotice},
 };
 
-/// A step of a cohort or of a membership that a host must not miss, in the order of the protocol. The names are
+/// A step of a cohort, a membership or an announcement that a host must not miss, in the order of the protocol. The names are
 /// a journal format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -21,6 +21,8 @@ pub(crate) enum Step {
     Signed,
     /// The signed transaction was seen.
     Seen,
+    /// The announcement has failed; a signed transaction may be announced nevertheless.
+    Unannounced,
     /// It has ended.
     Ended,
 }
@@ -28,7 +30,7 @@ pub(crate) enum Step {
 impl Step {
     /// Whether it may be taken more than once. Only the last report matters.
     pub(crate) const fn is_repeatable(self) -> bool {
-        matches!(self, Self::Began)
+        matches!(self, Self::Began | Self::Unannounced)
     }
 }
 
@@ -47,7 +49,7 @@ pub(crate) trait Decisive: Send + Sync + 'static {
 
     /// Whether anyone can cause such notices, e.g. by a message that is not processed or not delivered, or by a deposit: they
     /// must not take the space of the others.
-    fn is_about_a_message(&self) -> bool;
+    fn is_caused_by_anyone(&self) -> bool;
 }
 
 impl Decisive for ServiceNotice {
@@ -65,7 +67,7 @@ impl Decisive for ServiceNotice {
         Some(Position { stream: StreamId::of_cohort(cohort_id), step })
     }
 
-    fn is_about_a_message(&self) -> bool {
+    fn is_caused_by_anyone(&self) -> bool {
         matches!(self, Self::MessageRejected { .. } | Self::MessageUndelivered { .. })
     }
 }
@@ -89,7 +91,7 @@ impl Decisive for ParticipantNotice {
         Some(Position { stream: StreamId::of_session(did, service, cohort_id), step })
     }
 
-    fn is_about_a_message(&self) -> bool {
+    fn is_caused_by_anyone(&self) -> bool {
         matches!(
             self,
             Self::MessageRejected { .. } | Self::MessageUnverified { .. } | Self::MessageUndelivered { .. }

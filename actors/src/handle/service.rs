@@ -7,34 +7,33 @@ use std::{
 
 use actix::{Actor, Addr};
 use btcr2_aggregation_protocol::{
-    beacon::BeaconRegistry,
     cohort::{event::CohortFailure, service::ServiceCohort},
     did::Did,
     id::CohortId,
     identity::Identity,
-    output::KeyAggregator,
 };
 use tokio::sync::watch;
 
 use super::{
-    StartError, check_system, ended,
+    StartError,
+    builder::shared_setters,
+    check_system, ended,
     ends::{Ends, Story},
 };
 use crate::{
     bans::BanBook,
     events::{self, Acks, Events, Position, Source, Step},
-    journal::{Journal, JournalError, Retention, StreamId},
+    journal::{JournalError, StreamId},
     load::Load,
     notice::{CohortResult, Notices, ServiceNotice, WeakNotices},
     policy::ServicePolicy,
-    runtime::{Clock, Randomness},
     seats::Seats,
     service::{
         AggregationService, CancelCohort, CohortJournal, FinalizeCohort, InspectCohort, LiveCohorts, OpenCohort,
         OpenCohortError, ServiceSettings,
     },
     standing::StandingSettings,
-    supervision::{Gone, RestartIntensity, Vitals},
+    supervision::{Gone, Vitals},
     supervisor::{StartService, Stop, Supervisor},
     transport::Transport,
 };
@@ -42,69 +41,18 @@ use crate::{
 /// How many transient events wait for the host.
 const EVENTS: usize = 1 << 14;
 
-/// Builds a [`Service`]. What is not set has the default of [`ServiceSettings::new`].
+/// Builds a [`Service`]. By default nothing outlives the process: its journal and its ban list are in memory.
 pub struct ServiceBuilder {
     settings: ServiceSettings,
     events: usize,
     vitals: Vitals,
 }
 
-impl From<ServiceSettings> for ServiceBuilder {
-    fn from(settings: ServiceSettings) -> Self {
-        Self { settings, events: EVENTS, vitals: Vitals::default() }
-    }
-}
-
 impl ServiceBuilder {
-    /// The beacon types that it supports.
-    #[must_use]
-    pub fn beacons(mut self, beacons: BeaconRegistry) -> Self {
-        self.settings.beacons = beacons;
-        self
-    }
+    shared_setters!(ServiceNotice);
 
-    /// The key aggregation: direct, or through a cache shared with others in the process.
-    #[must_use]
-    pub fn aggregator(mut self, aggregator: Arc<dyn KeyAggregator>) -> Self {
-        self.settings.aggregator = aggregator;
-        self
-    }
-
-    /// A journal that outlives the process. The journal of an ended cohort remains until the host acknowledges the
-    /// cohort's last event.
-    #[must_use]
-    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        (self.settings.journal, self.settings.retention) = (journal, Retention::UntilArchived);
-        self
-    }
-
-    /// A journal that does not outlive the process. The journal of a cohort is removed when the cohort ends. The default
-    /// is one of its own, in memory.
-    #[must_use]
-    pub fn transient_journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        (self.settings.journal, self.settings.retention) = (journal, Retention::Forget);
-        self
-    }
-
-    /// The time.
-    #[must_use]
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.settings.clock = clock;
-        self
-    }
-
-    /// The randomness.
-    #[must_use]
-    pub fn randomness(mut self, randomness: Randomness) -> Self {
-        self.settings.randomness = randomness;
-        self
-    }
-
-    /// Publishes the notices on this channel too, for measurements.
-    #[must_use]
-    pub fn notices(mut self, notices: Notices<ServiceNotice>) -> Self {
-        self.settings.notices = notices;
-        self
+    fn new(settings: ServiceSettings) -> Self {
+        Self { settings, events: EVENTS, vitals: Vitals::default() }
     }
 
     /// Counts the messages there.
@@ -128,13 +76,6 @@ impl ServiceBuilder {
         self
     }
 
-    /// How often an actor that panics is restarted.
-    #[must_use]
-    pub fn restarts(mut self, restarts: RestartIntensity) -> Self {
-        self.settings.restarts = restarts;
-        self
-    }
-
     /// What standing cohorts need: the operator's decisions about them, boards, the chain.
     #[must_use]
     pub fn standing(mut self, standing: StandingSettings) -> Self {
@@ -147,13 +88,6 @@ impl ServiceBuilder {
     #[must_use]
     pub fn vitals(mut self, vitals: Vitals) -> Self {
         self.vitals = vitals;
-        self
-    }
-
-    /// How many transient events wait for the host before they are dropped and reported as a gap.
-    #[must_use]
-    pub fn waiting_events(mut self, most: usize) -> Self {
-        self.events = most;
         self
     }
 
@@ -224,7 +158,7 @@ impl Service {
         transport: Arc<dyn Transport>,
         policy: Arc<dyn ServicePolicy>,
     ) -> ServiceBuilder {
-        ServiceSettings::new(identity, transport, policy).into()
+        ServiceBuilder::new(ServiceSettings::new(identity, transport, policy))
     }
 
     pub(super) fn address(&self) -> &Addr<AggregationService> {

@@ -14,16 +14,16 @@ use super::{
 /// Form a cohort with its current members, without waiting for more.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
-pub struct FinalizeCohort(pub CohortId);
+pub(crate) struct FinalizeCohort(pub(crate) CohortId);
 
 /// End a cohort.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
-pub struct CancelCohort {
+pub(crate) struct CancelCohort {
     /// The cohort.
-    pub cohort_id: CohortId,
+    pub(crate) cohort_id: CohortId,
     /// The reason, as text.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 /// A snapshot of a running cohort.
@@ -34,7 +34,7 @@ pub(crate) struct InspectCohort(pub(crate) CohortId);
 /// The cohorts that are running.
 #[derive(Clone, Copy, Debug, ActixMessage)]
 #[rtype(result = "Vec<CohortId>")]
-pub struct LiveCohorts;
+pub(crate) struct LiveCohorts;
 
 impl AggregationService {
     /// Passes a message of the host to a cohort: it waits for space in the mailbox. `None` if the cohort is not running.

@@ -42,8 +42,6 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
-pub use self::host::{CancelCohort, FinalizeCohort, LiveCohorts};
-pub use self::standing::OpenStanding;
 use self::{
     cohort::{Beginning, CohortActor, CohortMessage},
     notices::reformed,
@@ -52,15 +50,14 @@ use self::{
     standing::StandingCohorts,
 };
 pub(crate) use self::{
-    host::InspectCohort,
+    host::{CancelCohort, FinalizeCohort, InspectCohort, LiveCohorts},
     source::CohortJournal,
-    standing::{LiveStanding, ToStanding},
+    standing::{LiveStanding, OpenStanding, ToStanding},
 };
-pub use crate::journal::Retention;
 use crate::{
     bans::BanBook,
     deliveries::Deliveries,
-    journal::Journal,
+    journal::{Journal, Retention},
     load::{Load, Mailbox},
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
@@ -82,37 +79,37 @@ const UNKNOWN_PERIOD: Duration = Duration::from_secs(60);
 
 /// The parts of an Aggregation Service.
 #[derive(Clone)]
-pub struct ServiceSettings {
+pub(crate) struct ServiceSettings {
     /// Its identity: a KEY DID.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// How it is reached.
-    pub transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
     /// The decisions of its operator.
-    pub policy: Arc<dyn ServicePolicy>,
+    pub(crate) policy: Arc<dyn ServicePolicy>,
     /// The beacon types that it supports.
-    pub beacons: BeaconRegistry,
+    pub(crate) beacons: BeaconRegistry,
     /// The key aggregation: direct, or through a cache shared with others in the process.
-    pub aggregator: Arc<dyn KeyAggregator>,
+    pub(crate) aggregator: Arc<dyn KeyAggregator>,
     /// Where events are stored.
-    pub journal: Arc<dyn Journal>,
+    pub(crate) journal: Arc<dyn Journal>,
     /// The time.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// The randomness.
-    pub randomness: Randomness,
+    pub(crate) randomness: Randomness,
     /// Where its notices are published.
-    pub notices: Notices<ServiceNotice>,
+    pub(crate) notices: Notices<ServiceNotice>,
     /// Where its messages are counted.
-    pub load: Load,
+    pub(crate) load: Load,
     /// The ban list.
-    pub bans: BanBook,
+    pub(crate) bans: BanBook,
     /// The seats of DIDs, addresses and invites.
-    pub seats: Seats,
+    pub(crate) seats: Seats,
     /// How often an actor that panics is restarted.
-    pub restarts: RestartIntensity,
+    pub(crate) restarts: RestartIntensity,
     /// What happens to the journal of a cohort that has ended.
-    pub retention: Retention,
+    pub(crate) retention: Retention,
     /// What standing cohorts need.
-    pub standing: StandingSettings,
+    pub(crate) standing: StandingSettings,
 }
 
 /// Why a cohort cannot be opened.
@@ -150,7 +147,7 @@ pub struct OpenCohort {
 }
 
 /// An Aggregation Service: the supervisor of its cohorts.
-pub struct AggregationService {
+pub(crate) struct AggregationService {
     settings: ServiceSettings,
     shared: Arc<ServiceShared>,
     cohort_journal: CohortJournal,

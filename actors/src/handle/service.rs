@@ -29,8 +29,8 @@ use crate::{
     policy::ServicePolicy,
     seats::Seats,
     service::{
-        AggregationService, CancelCohort, CohortJournal, FinalizeCohort, InspectCohort, LiveCohorts, OpenCohort,
-        OpenCohortError, ServiceSettings,
+        AggregationService, Cancel, CohortJournal, Finalize, Inspect, LiveCohorts, OpenCohort, OpenCohortError,
+        ServiceSettings, ToCohort,
     },
     standing::StandingSettings,
     supervision::{Gone, Vitals},
@@ -315,12 +315,12 @@ impl Cohort {
     /// Forms the cohort with its current members, without waiting for more.
     pub async fn finalize(&self) {
         // A cohort that is not running has formed, or has ended.
-        let _ = self.address().send(FinalizeCohort(self.cohort_id.clone())).await;
+        let _ = self.address().send(ToCohort(self.cohort_id.clone(), Finalize)).await;
     }
 
     /// Ends the cohort; its members receive the reason.
     pub async fn cancel(&self, reason: impl Into<String>) {
-        let cancel = CancelCohort { cohort_id: self.cohort_id.clone(), reason: reason.into() };
+        let cancel = ToCohort(self.cohort_id.clone(), Cancel(reason.into()));
         // A cohort that is not running has ended.
         let _ = self.address().send(cancel).await;
     }
@@ -338,7 +338,7 @@ impl Cohort {
     /// A snapshot of the cohort's machine; `None` if it is not running. A snapshot does not change, and while it exists
     /// the next step of the cohort copies the whole state: drop it when it was read.
     pub async fn inspect(&self) -> Option<Arc<ServiceCohort>> {
-        self.address().send(InspectCohort(self.cohort_id.clone())).await.ok().flatten()
+        self.address().send(ToCohort(self.cohort_id.clone(), Inspect)).await.ok().flatten()
     }
 
     fn address(&self) -> &Addr<AggregationService> {

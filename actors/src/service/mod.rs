@@ -43,14 +43,15 @@ use btcr2_aggregation_protocol::{
 };
 
 use self::{
-    cohort::{Beginning, CohortActor, CohortMessage},
+    cohort::{Beginning, CohortActor},
     notices::reformed,
     recover::CohortGone,
-    shared::{FormAgain, SendAgain, ServiceShared},
+    shared::{FormAgain, MemberMessage, SendAgain, ServiceShared},
     standing::StandingCohorts,
 };
 pub(crate) use self::{
-    host::{CancelCohort, FinalizeCohort, InspectCohort, LiveCohorts},
+    cohort::{Cancel, Finalize, Inspect},
+    host::{LiveCohorts, ToCohort},
     source::CohortJournal,
     standing::{LiveStanding, OpenStanding, ToStanding},
 };
@@ -438,12 +439,11 @@ impl Handler<Delivery> for AggregationService {
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
-        let queued = self.shared.load.queued(Mailbox::Cohort);
         // A cohort that has just ended will be reported soon. Without a receipt the sender sends the message again.
-        if let Err(SendError::Full(CohortMessage(message, _))) =
-            child.cohort.try_send(CohortMessage(message, queued))
-        {
-            tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message was dropped");
+        let message = MemberMessage::to(Mailbox::Cohort, message, &self.shared.load);
+        if let Err(SendError::Full(message)) = child.cohort.try_send(message) {
+            let from = &message.received.from;
+            tracing::warn!(%cohort_id, %from, "the cohort's mailbox is full, a message was dropped");
         }
     }
 }

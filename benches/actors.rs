@@ -8,17 +8,22 @@ mod support;
 use std::{
     cell::LazyCell,
     process::Command,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use actix::{Actor, Addr};
+use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
-        participant::ParticipantSettings,
-        service::{AggregationService, LiveCohorts, OpenCohort, ServiceSettings},
-        supervisor::{StartParticipant, StartService, Supervisor},
-        transport::{Delivery, Receipt, Received, memory::MemoryTransport},
+        handle::{Participant, Service},
+        journal::MemoryJournal,
+        notice::Notices,
+        service::OpenCohort,
+        supervision::End,
+        transport::{
+            ConnectError, Connection, Delivery, Inbox, Outbound, Receipt, Received, Transport, Unsent,
+            memory::MemoryTransport,
+        },
     },
     bitcoin::offline::OfflineOperator,
     protocol::{
@@ -26,6 +31,7 @@ use btcr2_aggregation::{
         id::CohortId,
         identity::Identity,
         message::{Bytes, Message, keygen::CohortOptIn},
+        output::MemoizedAggregator,
     },
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
@@ -46,17 +52,18 @@ fn identities(count: usize) -> impl Iterator<Item = Identity> {
 }
 
 /// Starts these participants, with the same settings except for their identities: shared values are shared.
-async fn start(identities: impl IntoIterator<Item = Identity>) -> Addr<Supervisor> {
+async fn start(identities: impl IntoIterator<Item = Identity>) -> Vec<Participant> {
     let (randomness, network) = (seeded(1), Arc::new(MemoryTransport::new()));
-    let supervisor = Supervisor::default().start();
-    let first = identity(randomness, "first");
-    let policy = Arc::new(Joiner { identity: first.clone(), randomness });
-    let common = ParticipantSettings::new(first, network, policy);
+    let policy = Arc::new(Joiner { identity: identity(randomness, "first"), randomness });
+    let (journal, aggregator) = (Arc::new(MemoryJournal::new()), Arc::new(MemoizedAggregator::default()));
+    let notices = Notices::new(1 << 14);
+    let mut participants = Vec::new();
     for identity in identities {
-        let settings = ParticipantSettings { identity, ..common.clone() };
-        supervisor.send(StartParticipant(settings)).await.unwrap();
+        let builder = Participant::builder(identity, network.clone(), policy.clone());
+        let builder = builder.transient_journal(journal.clone()).aggregator(aggregator.clone());
+        participants.push(builder.notices(notices.clone()).start().await.unwrap());
     }
-    supervisor
+    participants
 }
 
 fn spawn(criterion: &mut Criterion) {
@@ -75,7 +82,7 @@ fn spawn(criterion: &mut Criterion) {
                     let identities = identities.clone();
                     elapsed += actix_rt::System::new().block_on(async {
                         let began = Instant::now();
-                        let _supervisor = start(identities).await;
+                        let _participants = start(identities).await;
                         began.elapsed()
                     });
                 }
@@ -97,7 +104,7 @@ fn tell_memory() -> bool {
     let Some(count) = std::env::var(IDLE).ok().and_then(|count| count.parse::<usize>().ok()) else { return false };
     actix_rt::System::new().block_on(async {
         let before = memory::resident().unwrap_or_default();
-        let _supervisor = start(identities(count)).await;
+        let _participants = start(identities(count)).await;
         // The participants that were started last have yet to connect.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let bytes = memory::resident().unwrap_or_default().saturating_sub(before);
@@ -106,20 +113,50 @@ fn tell_memory() -> bool {
     true
 }
 
-/// A service with one cohort, which needs one member more than ever joins.
-async fn cohort() -> (Addr<Supervisor>, Addr<AggregationService>, CohortId) {
+/// A transport that keeps the service's inbox, and drops its messages.
+#[derive(Clone, Default)]
+struct Post(Arc<Mutex<Option<Inbox>>>);
+
+#[async_trait]
+impl Transport for Post {
+    async fn connect(&self, _: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
+        *self.0.lock().unwrap() = Some(inbox);
+        Ok(Box::new(self.clone()))
+    }
+}
+
+#[async_trait]
+impl Connection for Post {
+    fn try_send(&self, _: Outbound) -> Result<(), Unsent> {
+        Ok(())
+    }
+
+    async fn ended(&self) -> End {
+        std::future::pending().await
+    }
+}
+
+/// A service with one cohort, which needs one member more than ever joins, and its inbox.
+async fn cohort() -> (Service, Inbox, CohortId) {
     let me = identity(seeded(1), "service");
     let terms = conditions(BeaconType::cas(), 1 + MESSAGES as u32, me.public_key().x_only()).unwrap();
-    let settings = ServiceSettings::new(me, Arc::new(MemoryTransport::new()), Arc::new(OfflineOperator));
-    let supervisor = Supervisor::default().start();
-    let service = supervisor.send(StartService(settings)).await.unwrap();
-    let cohort_id = service.send(OpenCohort::new(terms, NETWORK)).await.unwrap().unwrap();
-    (supervisor, service, cohort_id)
+    let post = Post::default();
+    let builder = Service::builder(me, Arc::new(post.clone()), Arc::new(OfflineOperator));
+    let service = builder.start().await.unwrap();
+    let cohort_id = service.open(OpenCohort::new(terms, NETWORK)).await.unwrap().id().clone();
+    let inbox = loop {
+        if let Some(inbox) = post.0.lock().unwrap().clone() {
+            break inbox;
+        }
+        tokio::task::yield_now().await;
+    };
+    (service, inbox, cohort_id)
 }
 
 /// Sends every member's opt-in, and returns when the cohort has confirmed all of them.
-async fn opt_in(service: &Addr<AggregationService>, cohort_id: &CohortId, members: &[Identity]) {
-    let confirmed = members.iter().map(|member| {
+async fn opt_in(inbox: &Inbox, cohort_id: &CohortId, members: &[Identity]) {
+    let mut confirmed = Vec::with_capacity(members.len());
+    for member in members {
         let key = Bytes(member.public_key().to_bytes());
         let body = CohortOptIn {
             cohort_id: cohort_id.clone(),
@@ -129,10 +166,10 @@ async fn opt_in(service: &Addr<AggregationService>, cohort_id: &CohortId, member
             invite: None,
         };
         let message = Message::new(member.did().clone(), None, body);
-        let (receipt, confirmed) = Receipt::new();
-        service.do_send(Delivery::Message(Received { receipt, ..message.into() }));
-        confirmed
-    });
+        let (receipt, is_confirmed) = Receipt::new();
+        inbox.deliver(Delivery::Message(Received { receipt, ..message.into() })).await.unwrap();
+        confirmed.push(is_confirmed);
+    }
     for confirmed in join_all(confirmed).await {
         confirmed.unwrap();
     }
@@ -146,10 +183,10 @@ fn mailboxes(criterion: &mut Criterion) {
     group.bench_function("service_mailbox", |bencher| {
         bencher.iter_custom(|iterations| {
             actix_rt::System::new().block_on(async {
-                let (_supervisor, service, _) = cohort().await;
+                let (service, ..) = cohort().await;
                 let began = Instant::now();
                 for _ in 0..iterations * MESSAGES as u64 {
-                    service.send(LiveCohorts).await.unwrap();
+                    service.cohorts().await;
                 }
                 began.elapsed()
             })
@@ -161,9 +198,9 @@ fn mailboxes(criterion: &mut Criterion) {
             actix_rt::System::new().block_on(async {
                 let mut elapsed = Duration::ZERO;
                 for _ in 0..iterations {
-                    let (_supervisor, service, cohort_id) = cohort().await;
+                    let (_service, inbox, cohort_id) = cohort().await;
                     let began = Instant::now();
-                    opt_in(&service, &cohort_id, &members).await;
+                    opt_in(&inbox, &cohort_id, &members).await;
                     elapsed += began.elapsed();
                 }
                 elapsed
@@ -173,11 +210,11 @@ fn mailboxes(criterion: &mut Criterion) {
     group.bench_function("cohort_mailbox/repeats", |bencher| {
         bencher.iter_custom(|iterations| {
             actix_rt::System::new().block_on(async {
-                let (_supervisor, service, cohort_id) = cohort().await;
-                opt_in(&service, &cohort_id, &members).await;
+                let (_service, inbox, cohort_id) = cohort().await;
+                opt_in(&inbox, &cohort_id, &members).await;
                 let began = Instant::now();
                 for _ in 0..iterations {
-                    opt_in(&service, &cohort_id, &members).await;
+                    opt_in(&inbox, &cohort_id, &members).await;
                 }
                 began.elapsed()
             })

@@ -17,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use actix::Actor;
 use actix_web::{
     App,
     body::{BoxBody, MessageBody},
@@ -29,11 +28,11 @@ use actix_web::{
 use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
+        handle,
         notice::{Notices, ServiceNotice},
-        participant::ParticipantSettings,
         runtime::Clock,
-        service::{OpenCohort, ServiceSettings},
-        supervisor::{End, StartParticipant, StartService, Supervisor},
+        service::OpenCohort,
+        supervision::End,
         transport::{
             ConnectError, Connection, Delivery, Inbox, Outbound, Transport, Unsent,
             http::{self, HttpConfig, HttpServer, server::HttpServerParts, store::Rate},
@@ -45,7 +44,7 @@ use btcr2_aggregation::{
         envelope::{ParsedEnvelope, SealedEnvelope},
         identity::Identity,
         message::Message,
-        output::{DEFAULT_MAX_FEE_RATE, MemoizedAggregator},
+        output::MemoizedAggregator,
         request_auth::{RequestAuthorization, inbox_path},
     },
 };
@@ -173,30 +172,21 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
     let server = HttpServer::start(HttpServerParts::new(config, clock));
     let app = test::init_service(App::new().configure(http::configure(&server))).await;
 
-    let supervisor = Supervisor::default().start();
     let (queue, mut written) = mpsc::unbounded_channel();
     let desk = Arc::new(Desk { clock, queue, inboxes: Mutex::default() });
     let identities: Vec<_> = (0..members).map(|number| identity(randomness, &format!("member {number}"))).collect();
     let aggregator = Arc::new(MemoizedAggregator::default());
     for me in &identities {
         let policy = Joiner { identity: me.clone(), randomness };
-        let settings = ParticipantSettings {
-            max_fee_rate: DEFAULT_MAX_FEE_RATE,
-            aggregator: aggregator.clone(),
-            randomness,
-            ..ParticipantSettings::new(me.clone(), desk.clone(), Arc::new(policy))
-        };
-        supervisor.send(StartParticipant(settings)).await?;
+        let member = handle::Participant::builder(me.clone(), desk.clone(), Arc::new(policy));
+        member.aggregator(aggregator.clone()).randomness(randomness).start().await?;
     }
     let me = identity(randomness, "service");
-    let settings = ServiceSettings {
-        // The service has its own cache: it must not profit from the members' computations.
-        aggregator: Arc::new(MemoizedAggregator::default()),
-        notices: Notices::new(1 << 17),
-        ..ServiceSettings::new(me.clone(), Arc::new(server.clone()), Arc::new(OfflineOperator))
-    };
-    let mut notices = settings.notices.subscribe();
-    let service = supervisor.send(StartService(settings)).await?;
+    let all = Notices::new(1 << 17);
+    let mut notices = all.subscribe();
+    let service = handle::Service::builder(me.clone(), Arc::new(server.clone()), Arc::new(OfflineOperator));
+    // The service has its own cache: it must not profit from the members' computations.
+    let service = service.aggregator(Arc::new(MemoizedAggregator::default())).notices(all).start().await?;
 
     let mut rng = seeded(2).for_actor("inboxes");
     let mut streams = stream::SelectAll::new();
@@ -215,7 +205,7 @@ async fn measure(members: usize, beacon: BeaconType) -> Outcome<Row> {
     let request = TestRequest::get().uri("/v1/adverts").to_request();
     let mut adverts = Box::pin(events(granted(app.call(request).await)?));
     let conditions = conditions(beacon.clone(), u32::try_from(members)?, me.public_key().x_only())?;
-    service.send(OpenCohort::new(conditions, NETWORK)).await??;
+    service.open(OpenCohort::new(conditions, NETWORK)).await?;
     let advert = adverts.next().await.ok_or("no advert")?;
     let mut received: Vec<(usize, Event)> = (0..members).map(|number| (number, advert.clone())).collect();
 

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
         runtime::Clock,
-        supervisor::End,
+        supervision::End,
         transport::{ConnectError, Connection, Delivery, Inbox, Outbound, Transport, connection},
     },
     protocol::{

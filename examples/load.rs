@@ -18,15 +18,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::Actor;
 use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
+        handle::Participant,
         notice::{Notices, ParticipantNotice},
-        participant::ParticipantSettings,
         policy::{ParticipantPolicy, UpdateRequest},
         runtime::{Clock, Randomness},
-        supervisor::{StartParticipant, Supervisor},
         transport::http::HttpClient,
     },
     protocol::{cohort::participant::Advert, update::Submission},
@@ -129,7 +127,6 @@ async fn run(args: Args) -> Outcome<()> {
     let clock = Clock::system();
     let notices = Notices::new(1 << 17);
     let mut steps = notices.subscribe();
-    let supervisor = Supervisor::default().start();
     println!("| all have | wall | processor time of the service | its memory |");
     println!("|---|--:|--:|--:|");
     let mut progress = Progress {
@@ -146,11 +143,8 @@ async fn run(args: Args) -> Outcome<()> {
         let client = HttpClient::new(&args.url, None, clock, Randomness::System)?;
         let joiner = Joiner { identity: me.clone(), randomness: Randomness::System };
         let policy = Few { joiner, left: AtomicUsize::new(args.cohorts) };
-        let settings = ParticipantSettings {
-            notices: notices.clone(),
-            ..ParticipantSettings::new(me, Arc::new(client), Arc::new(policy))
-        };
-        supervisor.send(StartParticipant(settings)).await?;
+        let participant = Participant::builder(me, Arc::new(client), Arc::new(policy));
+        participant.notices(notices.clone()).start().await?;
     }
     let mut taken = [0; STEPS.len()];
     while taken[STEPS.len() - 1] < progress.participants {

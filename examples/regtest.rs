@@ -18,9 +18,8 @@ use btcr2_aggregation::{
         handle::{Participant, Service},
         journal::{Journal, MemoryJournal},
         notice::ServiceNotice,
-        runtime::{Clock, Randomness},
+        runtime::Randomness,
         service::OpenCohort,
-        supervision::{RestartIntensity, Vitals},
         transport::memory::MemoryTransport,
     },
     bitcoin::{
@@ -41,18 +40,10 @@ use support::{NETWORK, Outcome, node::Node};
 fn operator(node: &Node, identity: &Identity, journal: Arc<dyn Journal>) -> ChainOperator {
     let change_key = Arc::new(ChangeKey::new(identity.secret_key()));
     let rules = Rules::new(Change::To(change_key.script_pubkey().to_owned()));
-    let settings = AnnouncementSettings {
-        chain: Arc::new(CoreChain::new(node.url(), CoreAuth::Cookie(node.cookie()))),
-        network: NETWORK,
-        change_key: Some(change_key),
-        journal,
-        clock: Clock::system(),
-        poll: Duration::from_millis(100),
-        claims: Arc::default(),
-        notices: tokio::sync::broadcast::Sender::new(1 << 12),
-        restarts: RestartIntensity::default(),
-        vitals: Vitals::default(),
-    };
+    let chain = Arc::new(CoreChain::new(node.url(), CoreAuth::Cookie(node.cookie())));
+    let mut settings = AnnouncementSettings::new(chain, NETWORK, journal);
+    settings.change_key = Some(change_key);
+    settings.poll = Duration::from_millis(100);
     ChainOperator::new(Announcements::new(settings, rules))
 }
 
@@ -62,7 +53,7 @@ async fn run(node: Node) -> Outcome<()> {
     let identity = support::identity(Randomness::System, "service");
     let operator = operator(&node, &identity, journal.clone());
     let announcements = operator.announcements();
-    let mut announced = announcements.subscribe();
+    let mut announced = announcements.events();
     announcements.resume().await?;
     let network = Arc::new(MemoryTransport::new());
     let builder = Service::builder(identity.clone(), network.clone(), Arc::new(operator.clone()));
@@ -87,7 +78,11 @@ async fn run(node: Node) -> Outcome<()> {
                 }
                 continue;
             }
-            notice = announced.recv() => notice?,
+            Some((cursor, Event::Notice(notice))) = announced.next() => {
+                // A host would store it first.
+                announced.ack(&cursor).await?;
+                notice
+            }
         };
         match &*notice {
             AnnouncementNotice::FundingWanted { beacon_address, .. } => {

@@ -37,7 +37,6 @@ pub mod resolve;
 pub mod serve;
 pub mod singleton;
 pub mod standing;
-mod steps;
 mod storage;
 pub mod telemetry;
 pub mod vault;

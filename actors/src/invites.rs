@@ -90,6 +90,7 @@ impl Invite {
 
 /// Why an invite does not admit a DID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NotInvited {
     /// There is no such invite, or the proof is for something else.
     #[error("the invite is not one of this service")]
@@ -107,6 +108,7 @@ pub enum NotInvited {
 
 /// Why a DID is not admitted by an invite.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RedeemError {
     /// The invite does not admit it.
     #[error(transparent)]

@@ -7,7 +7,7 @@
 //! - [`handle`]: what a host holds; [`events`]: what it receives, at least once; [`transports`]: transports by
 //!   configuration.
 //! - [`service`]: an Aggregation Service, its cohorts and their signing sessions.
-//! - [`participant`]: a DID controller and its sessions.
+//! - `participant`: a DID controller and its sessions.
 //! - [`standing`]: standing cohorts, their numbers, and seats in them.
 //! - [`announcement`]: the way of a cohort's signal into the chain.
 //! - [`transport`], [`journal`] and [`chain`]: the ports.
@@ -40,7 +40,7 @@ pub mod journal;
 pub mod load;
 mod log_limiter;
 pub mod notice;
-pub mod participant;
+mod participant;
 pub mod policy;
 pub mod runtime;
 pub mod seats;
@@ -52,7 +52,7 @@ pub mod standing;
 pub mod state;
 pub mod subject;
 pub mod supervision;
-pub mod supervisor;
+mod supervisor;
 pub mod transport;
 pub mod transports;
 pub mod tree;

@@ -26,7 +26,7 @@ use btcr2_aggregation_protocol::{
     transcript::{SignedTranscriptHead, Transcript},
 };
 use serde::Serialize;
-use strum::VariantNames;
+use strum::{IntoStaticStr, VariantNames};
 
 pub use self::channel::Notices;
 pub(crate) use self::channel::{Sink, WeakNotices};
@@ -50,10 +50,11 @@ pub struct CohortResult {
 }
 
 /// A step of a cohort at its service.
-#[derive(Clone, Debug, Serialize, VariantNames)]
+#[derive(Clone, Debug, Serialize, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "names and types describe the fields")]
+#[non_exhaustive]
 pub enum ServiceNotice {
     /// The cohort was advertised.
     CohortAdvertised { cohort_id: CohortId },
@@ -151,10 +152,11 @@ pub enum Known {
 }
 
 /// A step of a participant in a cohort.
-#[derive(Clone, Debug, Serialize, VariantNames)]
+#[derive(Clone, Debug, Serialize, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "names and types describe the fields")]
+#[non_exhaustive]
 pub enum ParticipantNotice {
     /// An advert was accepted for consideration.
     CohortDiscovered { did: Did, cohort_id: CohortId, service: Did },

@@ -23,6 +23,7 @@ use crate::subject::NetworkAddress;
 
 /// Why a host could not provide what its policy was asked for.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PolicyError {
     /// Not now; ask again later.
     #[error(transparent)]

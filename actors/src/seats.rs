@@ -69,6 +69,7 @@ impl SeatLimits {
 
 /// Why a subject gets no seat now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NoSeat {
     /// It has too many seats.
     #[error(transparent)]

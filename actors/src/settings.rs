@@ -1,4 +1,4 @@
-//! Default settings: for hosts that change only a field or two.
+//! Default settings.
 
 use std::sync::Arc;
 
@@ -15,15 +15,14 @@ use btcr2_aggregation_protocol::{
 
 use crate::{
     bans::{BanBook, DefaultBans},
-    events::{self, Events},
-    journal::MemoryJournal,
+    journal::{MemoryJournal, Retention},
     load::Load,
-    notice::{Notices, ParticipantNotice, ServiceNotice},
-    participant::{ParticipantSettings, SessionJournal},
+    notice::Notices,
+    participant::ParticipantSettings,
     policy::{ParticipantPolicy, ServicePolicy},
     runtime::{Clock, Randomness},
     seats::Seats,
-    service::{CohortJournal, OpenCohort, Retention, ServiceSettings},
+    service::{OpenCohort, ServiceSettings},
     standing::StandingSettings,
     supervision::RestartIntensity,
     transport::Transport,
@@ -36,9 +35,8 @@ const NOTICES: usize = 1 << 14;
 const MAX_SESSIONS: usize = 16;
 
 impl ServiceSettings {
-    /// A service that stores nothing beyond the process: its journal and bans are in memory. To store them, set
-    /// `journal`, `bans` and `retention` from a [`State`](crate::state::State).
-    pub fn new(identity: Identity, transport: Arc<dyn Transport>, policy: Arc<dyn ServicePolicy>) -> Self {
+    /// A service that stores nothing beyond the process: its journal and bans are in memory.
+    pub(crate) fn new(identity: Identity, transport: Arc<dyn Transport>, policy: Arc<dyn ServicePolicy>) -> Self {
         Self {
             identity,
             transport,
@@ -57,17 +55,15 @@ impl ServiceSettings {
             standing: StandingSettings::default(),
         }
     }
-
-    /// The events from now on, for a service that is started with these settings without a
-    /// [`Service`](crate::handle::Service). At most `waiting` transient events wait for the host.
-    pub fn events(&self, waiting: usize) -> Events<ServiceNotice> {
-        events::follow(&self.notices, Arc::new(CohortJournal::new(self)), waiting)
-    }
 }
 
 impl ParticipantSettings {
-    /// A participant that stores nothing beyond the process: its journal is in memory. See [`ServiceSettings::new`].
-    pub fn new(identity: Identity, transport: Arc<dyn Transport>, policy: Arc<dyn ParticipantPolicy>) -> Self {
+    /// A participant that stores nothing beyond the process: its journal is in memory.
+    pub(crate) fn new(
+        identity: Identity,
+        transport: Arc<dyn Transport>,
+        policy: Arc<dyn ParticipantPolicy>,
+    ) -> Self {
         Self {
             identity,
             transport,
@@ -84,12 +80,6 @@ impl ParticipantSettings {
             restarts: RestartIntensity::default(),
             retention: Retention::Forget,
         }
-    }
-
-    /// The events from now on, for a participant that is started with these settings without a
-    /// [`Participant`](crate::handle::Participant). At most `waiting` transient events wait for the host.
-    pub fn events(&self, waiting: usize) -> Events<ParticipantNotice> {
-        events::follow(&self.notices, Arc::new(SessionJournal::new(self)), waiting)
     }
 }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message as ActixMessage};
 use btcr2_aggregation_protocol::{did::Did, key::KeyError};
 
-pub use crate::supervision::{End, EndGuard};
 use crate::{
     participant::{ParticipantActor, ParticipantSettings},
     service::{AggregationService, ServiceSettings},
     span,
     standing::member::{MemberActor, MemberSettings},
-    supervision::{InTree, Lease, Leased, Vitals, start_leased},
+    supervision::{End, EndGuard, InTree, Lease, Leased, Vitals, start_leased},
     transport::{Inbox, link::Link},
     tree::{self, Row},
 };
@@ -19,12 +18,12 @@ use crate::{
 /// Start an Aggregation Service.
 #[derive(ActixMessage)]
 #[rtype(result = "Addr<AggregationService>")]
-pub struct StartService(pub ServiceSettings);
+pub(crate) struct StartService(pub(crate) ServiceSettings);
 
 /// Start a participant.
 #[derive(ActixMessage)]
 #[rtype(result = "Addr<ParticipantActor>")]
-pub struct StartParticipant(pub ParticipantSettings);
+pub(crate) struct StartParticipant(pub(crate) ParticipantSettings);
 
 /// Start a member of standing cohorts.
 #[derive(ActixMessage)]
@@ -46,7 +45,7 @@ struct ChildGone {
 
 /// The root of the tree.
 #[derive(Default)]
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     vitals: Vitals,
     links: Vec<Link>,
     services: Vec<(Addr<AggregationService>, Lease)>,
@@ -57,12 +56,12 @@ pub struct Supervisor {
 impl Supervisor {
     /// A root that reports to `vitals`, which other parts of the process may share: see
     /// [`HttpServerParts::vitals`](crate::transport::http::server::HttpServerParts::vitals).
-    pub fn reporting_to(vitals: Vitals) -> Self {
+    pub(crate) fn reporting_to(vitals: Vitals) -> Self {
         Self { vitals, ..Self::default() }
     }
 
     /// The services and participants that have ended unexpectedly.
-    pub fn vitals(&self) -> Vitals {
+    pub(crate) fn vitals(&self) -> Vitals {
         self.vitals.clone()
     }
 

@@ -5,12 +5,8 @@ use std::{
     time::{Duration, Instant as WallInstant},
 };
 
-use actix::Addr;
 use btcr2_aggregation::{
-    actors::{
-        notice::ServiceNotice as Notice,
-        service::{AggregationService, OpenCohort},
-    },
+    actors::{handle::Service, notice::ServiceNotice as Notice, service::OpenCohort},
     protocol::{beacon::BeaconType, id::CohortId},
 };
 use tokio::{sync::broadcast::Receiver, time::Instant};
@@ -38,7 +34,7 @@ struct Follower {
 
 /// Opens the cohorts one after another and follows them to their end, with a table if `show`.
 pub(crate) async fn follow(
-    service: Addr<AggregationService>,
+    service: Service,
     opens: Vec<(u32, OpenCohort)>,
     mut steps: Receiver<Arc<Notice>>,
     network: SimNetwork,
@@ -62,7 +58,7 @@ pub(crate) async fn follow(
             () = tokio::time::sleep_until(next), if opens.peek().is_some() => {
                 if let Some((number, open)) = opens.next() {
                     let beacon = open.conditions.beacon_type.clone();
-                    let cohort_id = service.send(open).await??;
+                    let cohort_id = service.open(open).await?.id().clone();
                     follower.opened(cohort_id, (number, 0), beacon);
                 }
                 next += OPEN_EVERY;

@@ -14,21 +14,18 @@ mod support;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
-use actix::{Actor, Addr};
 use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
         bans::{BanBook, NoBans},
+        handle::{Participant, Service},
         notice::Notices,
-        participant::ParticipantSettings,
         policy::{
             CohortView, FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest,
             UpdateRequest,
         },
         runtime::Clock,
-        seats::Seats,
-        service::{AggregationService, OpenCohort, ServiceSettings},
-        supervisor::{StartParticipant, StartService, Supervisor},
+        service::OpenCohort,
         transport::memory::MemoryTransport,
     },
     bitcoin::offline::OfflineOperator,
@@ -205,7 +202,6 @@ async fn simulate(args: &Args) -> Outcome<Report> {
     let clock = Clock::starting_at(Timestamp::from_secs(1_750_000_000));
     // Shared work is done once: every participant here derives the same addresses.
     let aggregator = Arc::new(MemoizedAggregator::default());
-    let supervisor = Supervisor::default().start();
     let plans: Vec<_> = (0..args.participants).map(|participant| Arc::new(args.plan(participant))).collect();
 
     for (participant, plan) in plans.iter().enumerate() {
@@ -213,29 +209,17 @@ async fn simulate(args: &Args) -> Outcome<Report> {
         let joiner = Joiner { identity: me.clone(), randomness };
         let policy = Planner { joiner, plan: Arc::clone(plan) };
         let access = Access { network: network.clone(), silent_from: plan.silent_from };
-        let settings = ParticipantSettings {
-            timing: args.timing(),
-            max_sessions: args.cohorts as usize + args.join,
-            aggregator: aggregator.clone(),
-            clock,
-            randomness,
-            ..ParticipantSettings::new(me, Arc::new(access), Arc::new(policy))
-        };
-        supervisor.send(StartParticipant(settings)).await?;
+        let builder = Participant::builder(me, Arc::new(access), Arc::new(policy));
+        let builder = builder.timing(args.timing()).max_sessions(args.cohorts as usize + args.join);
+        builder.aggregator(aggregator.clone()).clock(clock).randomness(randomness).start().await?;
     }
     let me = identity(randomness, "service");
     let access = Access { network: network.clone(), silent_from: None };
-    let settings = ServiceSettings {
-        aggregator,
-        clock,
-        randomness,
-        bans: BanBook::in_memory(Arc::new(NoBans)),
-        seats: Seats::default(),
-        notices: Notices::new(1 << 18),
-        ..ServiceSettings::new(me.clone(), Arc::new(access), Arc::new(Patient))
-    };
-    let steps = settings.notices.subscribe();
-    let service: Addr<AggregationService> = supervisor.send(StartService(settings)).await?;
+    let notices = Notices::new(1 << 18);
+    let steps = notices.subscribe();
+    let builder = Service::builder(me.clone(), Arc::new(access), Arc::new(Patient)).aggregator(aggregator);
+    let builder = builder.clock(clock).randomness(randomness).bans(BanBook::in_memory(Arc::new(NoBans)));
+    let service = builder.notices(notices).start().await?;
     let mut opens = Vec::new();
     for cohort in 1..=args.cohorts {
         opens.push((cohort, args.open(cohort, &plans, &me)?));

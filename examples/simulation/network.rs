@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
-        supervisor::End,
+        supervision::End,
         transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent, memory::MemoryTransport},
     },
     protocol::{did::Did, hash::sha256_concat, identity::Identity, message::Body},

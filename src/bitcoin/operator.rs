@@ -86,10 +86,7 @@ impl ServicePolicy for ChainOperator {
         match self.announcements.prepare(cohort_id, output, *signal).await {
             Ok(prepared) => Ok(FundedTransaction { transaction: prepared.transaction, value: prepared.coin.value }),
             Err(PrepareError::Never(problem)) => Err(Fatal(problem).into()),
-            Err(
-                problem
-                @ (PrepareError::NotFunded(_) | PrepareError::Unreachable(_) | PrepareError::Interrupted(_)),
-            ) => Err(retry(&problem)),
+            Err(problem) => Err(retry(&problem)),
         }
     }
 }

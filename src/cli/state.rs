@@ -160,7 +160,7 @@ async fn list(ListArgs { args }: &ListArgs) -> Result<(), StateFailure> {
         return Ok(());
     }
     out!("{:>8}  {:>10}  {:<20}  STREAM", "RECORDS", "BYTES", "ARCHIVED");
-    for StreamSummary { stream, size, archived } in &streams {
+    for StreamSummary { stream, size, archived, .. } in &streams {
         let archived = archived.map_or_else(|| "live".to_owned(), time);
         match size {
             Ok(size) => out!("{:>8}  {:>10}  {archived:<20}  {}", size.records, size.bytes, stream.escaped()),
@@ -170,7 +170,7 @@ async fn list(ListArgs { args }: &ListArgs) -> Result<(), StateFailure> {
     Ok(())
 }
 
-fn summary(StreamSummary { stream, size, archived }: &StreamSummary) -> Value {
+fn summary(StreamSummary { stream, size, archived, .. }: &StreamSummary) -> Value {
     let mut summary = json!({ "stream": stream.escaped().to_string() });
     match size {
         Ok(size) => {
@@ -237,7 +237,7 @@ async fn import(ImportArgs { file, args }: &ImportArgs) -> Result<(), StateFailu
         InputError::Content { path, problem } => StateFailure::NotADocument { path, problem },
     })?;
     let state = State::open(&args.state)?;
-    let Imported { new, known } = state.import(&document).await?;
+    let Imported { new, known, .. } = state.import(&document).await?;
     let cohort = StreamId::new(document.cohort_id.as_str());
     let cohort = cohort.escaped();
     if args.json {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::{
     actors::{
-        supervisor::End,
+        supervision::End,
         transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent},
     },
     protocol::{identity::Identity, message::Body},

@@ -85,6 +85,7 @@ pub(super) fn service_text(step: &ServiceNotice) -> String {
             format!("  refused from {}: {code}, {detail}", from.as_ref().map_or("unknown", Did::as_str))
         }
         N::MessageUndelivered { to, kind, reason, .. } => format!("  {kind} to {to} was not delivered: {reason}"),
+        other => format!("  {}", <&str>::from(other)),
     }
 }
 
@@ -135,5 +136,6 @@ pub(super) fn participant_text(step: &ParticipantNotice) -> String {
         }
         N::MessageUnverified { reason, .. } => format!("  passed over: {reason}"),
         N::MessageUndelivered { kind, reason, .. } => format!("  {kind} was not delivered: {reason}"),
+        other => format!("  {}", <&str>::from(other)),
     }
 }

@@ -238,7 +238,8 @@ impl Metrics {
             N::MessageRejected { code, .. } => {
                 self.0.rejections.get_or_create(&[("code", code.to_string())]).inc();
             }
-            N::OptInReceived { .. } | N::TransactionDeferred { .. } | N::PhaseExtended { .. } => {}
+            // What has no metric.
+            _ => {}
         }
     }
 

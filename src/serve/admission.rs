@@ -116,7 +116,7 @@ impl AdmissionRules {
         match redeeming.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(RedeemError::NotInvited(error))) => Err(error.to_string()),
-            Ok(Err(RedeemError::Book(error))) => {
+            Ok(Err(error)) => {
                 self.rules.printer.warn(&format!("a member with an invite is not admitted: {error}"));
                 Err("the invite cannot be checked now; try the next cohort".to_owned())
             }

@@ -108,10 +108,7 @@ impl MaturityWatch {
         let every = HOUR.min(self.announcements.settings().poll * POLLS);
         loop {
             match self.check().await {
-                Ok(notices) => notices.into_iter().for_each(|notice| {
-                    // No receiver is not an error.
-                    let _ = self.announcements.settings().notices.send(Arc::new(notice));
-                }),
+                Ok(notices) => notices.into_iter().for_each(|notice| self.announcements.publish(notice)),
                 Err(error) => tracing::warn!(%error, "it is not known which coins can be recovered soon"),
             }
             tokio::time::sleep(every).await;
@@ -327,15 +324,12 @@ mod tests {
         ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness, absolute::LockTime, transaction::Version,
     };
     use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
-    use tokio::sync::broadcast;
 
     use super::*;
     use crate::{
         actors::{
             announcement::AnnouncementSettings,
             journal::{MemoryJournal, Record},
-            runtime::Clock,
-            supervision::{RestartIntensity, Vitals},
         },
         bitcoin::{
             announcement::{AnnouncementFailure, Rules},
@@ -386,18 +380,7 @@ mod tests {
         journal.append(&StreamId::of_announcement(&cohort_id), records).await.unwrap();
         let out = tempfile::tempdir().unwrap();
         CohortFile { cohort_id, output: output.clone() }.write_to(out.path()).unwrap();
-        let settings = AnnouncementSettings {
-            chain: Arc::new(chain.clone()),
-            network: Network::Regtest,
-            change_key: None,
-            journal,
-            clock: Clock::system(),
-            poll: Duration::from_secs(1),
-            claims: Arc::default(),
-            notices: broadcast::Sender::new(8),
-            restarts: RestartIntensity::default(),
-            vitals: Vitals::default(),
-        };
+        let settings = AnnouncementSettings::new(Arc::new(chain.clone()), Network::Regtest, journal);
         let announcements = Announcements::new(settings, Rules::new(Change::Beacon));
         let mut watch = MaturityWatch::new(announcements, Some(out.path().to_owned()), 4);
         assert_eq!(names(&watch.check().await.unwrap()), [""; 0]);

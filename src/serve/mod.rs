@@ -38,6 +38,7 @@ pub use self::{
 };
 use crate::{
     actors::{
+        announcement::Announcements,
         handle::Service,
         load::Load,
         notice::Notices,
@@ -71,7 +72,6 @@ use crate::{
         network::Network,
         output::{RecoverySequence, ScriptTree},
     },
-    steps::Steps,
     storage::Storage,
     telemetry::Hangups,
 };
@@ -315,13 +315,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         admission: admission.clone(),
     };
     let notices = Notices::new(NOTICES);
-    let announcements = operator.subscribe().map(Steps::of);
+    let announcements = operator.announcements().map(Announcements::events);
     let load = Load::default();
     if metrics_server.is_some() {
         metrics.sources().load(load.clone());
         actix_rt::spawn(metrics.clone().follow(notices.subscribe()));
-        if let Some(steps) = operator.subscribe() {
-            actix_rt::spawn(metrics.follow_announcements(steps));
+        if let Some(announcements) = operator.announcements() {
+            actix_rt::spawn(metrics.follow_announcements(announcements.subscribe()));
         }
     }
     let builder = Service::builder(config.identity.clone(), Arc::clone(&listeners.transport), Arc::new(policy));

@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use ::bitcoin::FeeRate;
 use async_trait::async_trait;
-use tokio::sync::broadcast;
 
 use super::{ServeConfig, admission::AdmissionRules};
 use crate::{
@@ -13,14 +12,13 @@ use crate::{
         journal::Journal,
         policy::{Applicant, CohortView, FundedTransaction, PolicyError, ServicePolicy, TransactionRequest},
         runtime::Clock,
-        supervision::{RestartIntensity, Vitals},
+        supervision::Vitals,
     },
     bitcoin::{
         announcement::Rules,
         chain::{ChainError, ChainSource, ConfirmationTarget},
         change::ChangeKey,
         fees::FeePolicy,
-        notice::AnnouncementNotice,
         offline::OfflineOperator,
         operator::ChainOperator,
     },
@@ -35,9 +33,6 @@ use crate::{
         output::Change,
     },
 };
-
-/// How many notices of announcements the program's own reader may fall behind.
-const NOTICES: usize = 1 << 12;
 
 /// The source of coins.
 #[derive(Clone, Debug)]
@@ -151,25 +146,19 @@ impl Operator {
         {
             printer.warn(&format!("--fee-ceiling: {error}; until then nothing can be announced"));
         }
-        let settings = AnnouncementSettings {
-            chain: connected,
-            network: config.network,
-            change_key: Some(Arc::new(change_key)),
-            journal,
-            clock,
-            poll: chain.poll,
-            claims: Arc::default(),
-            notices: broadcast::Sender::new(NOTICES),
-            restarts: RestartIntensity::default(),
-            vitals,
-        };
+        let mut settings = AnnouncementSettings::new(connected, config.network, journal);
+        settings.change_key = Some(Arc::new(change_key));
+        settings.clock = clock;
+        settings.poll = chain.poll;
+        settings.vitals = vitals;
         Ok(Self::Chain(ChainOperator::new(Announcements::new(settings, rules))))
     }
 
-    pub(super) fn subscribe(&self) -> Option<broadcast::Receiver<Arc<AnnouncementNotice>>> {
+    /// The announcements, if there is a chain.
+    pub(super) fn announcements(&self) -> Option<&Announcements> {
         match self {
             Self::Offline => None,
-            Self::Chain(operator) => Some(operator.announcements().subscribe()),
+            Self::Chain(operator) => Some(operator.announcements()),
         }
     }
 

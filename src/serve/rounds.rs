@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -32,7 +32,6 @@ use crate::{
         output::BeaconOutput,
         text::shown,
     },
-    steps::{Next, Steps},
     storage::Storage,
 };
 
@@ -105,7 +104,7 @@ impl Rounds {
     /// if there is a chain, announced.
     pub(super) async fn run(
         &mut self,
-        mut announcements: Option<Steps<AnnouncementNotice>>,
+        mut announcements: Option<Events<AnnouncementNotice>>,
     ) -> Result<bool, ProgramError> {
         let mut events = self.service.events();
         let recovered: Vec<_> = self.service.cohorts().await.iter().map(|cohort| cohort.id().clone()).collect();
@@ -158,7 +157,7 @@ impl Rounds {
             }
             tokio::select! {
                 next = next(&mut events) => self.take(next).await?,
-                Some(next) = announcement(&mut announcements) => self.take_announcement(&next),
+                Some(next) = announcement(&mut announcements) => self.take_announcement(next),
                 Some(cohort_id) = self.ended.1.recv() => {
                     self.announcing.remove(&cohort_id);
                 }
@@ -238,15 +237,39 @@ impl Rounds {
         self.storage.count(&counted.collect()).await
     }
 
-    fn take_announcement(&mut self, next: &Next<AnnouncementNotice>) {
-        let step = match next {
-            Next::Step(step) => step,
-            Next::Missed(missed) | Next::Lost(missed) => return self.printer.missed(*missed),
+    fn take_announcement(&mut self, (cursor, event): (Cursor, Event<AnnouncementNotice>)) {
+        let step = match event {
+            Event::Notice(step) => step,
+            // The ends among them follow.
+            Event::Gap(lost) => return self.printer.missed(lost),
+            _ => return,
         };
-        self.printer.announcement_step(step);
-        self.alarms.step(step);
-        self.store_outcome(step);
-        match &**step {
+        if !cursor.is_decisive() {
+            self.printer.announcement_step(&step);
+            return self.alarms.step(&step);
+        }
+        // An outcome that a previous run has stored was printed by it.
+        if !self.is_stored(&step) {
+            self.printer.announcement_step(&step);
+            self.alarms.step(&step);
+            if !self.store_outcome(&step) {
+                // It is delivered again after a restart.
+                return self.end_announcing(&step);
+            }
+        }
+        self.end_announcing(&step);
+        if let Operator::Chain(operator) = &self.operator {
+            let acks = operator.announcements().acks();
+            self.spawn(async move {
+                if let Err(error) = acks.ack(&cursor).await {
+                    tracing::error!(%error, "the end of an announcement will be reported again");
+                }
+            });
+        }
+    }
+
+    fn end_announcing(&mut self, step: &AnnouncementNotice) {
+        match step {
             AnnouncementNotice::AnnouncementFinal { cohort_id, .. } => {
                 self.announcing.remove(cohort_id);
             }
@@ -344,8 +367,7 @@ impl Rounds {
         let (operator, step) = (self.operator.clone(), Arc::clone(step));
         let ended = ended.map(|(cohort_id, cursor)| (cohort_id.clone(), cursor));
         let (acks, announced) = (self.service.acks(), self.ended.0.clone());
-        self.settling.retain(|task| !task.is_finished());
-        self.settling.push(actix_rt::spawn(async move {
+        self.spawn(async move {
             if let Operator::Chain(operator) = operator {
                 if let Err(error) = operator.follow(&step).await {
                     // The end is not acknowledged, so it is delivered again after a restart.
@@ -363,7 +385,13 @@ impl Rounds {
             {
                 tracing::error!(%cohort_id, %error, "the journal of an ended cohort cannot be archived");
             }
-        }));
+        });
+    }
+
+    /// Runs what is to be complete before the program ends.
+    fn spawn(&mut self, work: impl Future<Output = ()> + 'static) {
+        self.settling.retain(|task| !task.is_finished());
+        self.settling.push(actix_rt::spawn(work));
     }
 
     /// Ready when all consequences of the notices are persisted, or after a time limit: a chain may not answer.
@@ -375,22 +403,30 @@ impl Rounds {
         }
     }
 
-    /// Stores how an announcement ended, beside the cohort's result. The command `cost` reads the fees from it.
-    fn store_outcome(&self, step: &AnnouncementNotice) {
-        let (AnnouncementNotice::AnnouncementFinal { cohort_id, .. }
-        | AnnouncementNotice::AnnouncementFailed { cohort_id, .. }) = step
-        else {
-            return;
-        };
-        let Some(directory) = self.config.out.as_ref().map(|out| out.join(file_name(cohort_id))) else { return };
-        let text = serde_json::to_string_pretty(step).map(|text| text + "\n").map_err(io::Error::other);
-        let written = text.and_then(|text| {
-            std::fs::create_dir_all(&directory)?;
-            write_whole(&directory.join(OUTCOME_FILE), text.as_bytes())
-        });
-        if let Err(error) = written {
-            self.printer.warn(&format!("{}: {error}", directory.join(OUTCOME_FILE).display()));
+    /// The directory of an announcement's outcome, beside the cohort's result, and the outcome.
+    fn outcome(&self, step: &AnnouncementNotice) -> Option<(PathBuf, String)> {
+        let directory = self.config.out.as_ref()?.join(file_name(step.cohort_id()));
+        // A notice serializes.
+        let text = serde_json::to_string_pretty(step).ok()?;
+        Some((directory, text + "\n"))
+    }
+
+    fn is_stored(&self, step: &AnnouncementNotice) -> bool {
+        self.outcome(step).is_some_and(|(directory, text)| {
+            std::fs::read_to_string(directory.join(OUTCOME_FILE)).is_ok_and(|stored| stored == text)
+        })
+    }
+
+    /// Stores how an announcement ended, if results are written. The command `cost` reads the fees from it. Returns whether
+    /// it is stored.
+    fn store_outcome(&self, step: &AnnouncementNotice) -> bool {
+        let Some((directory, text)) = self.outcome(step) else { return true };
+        let file = directory.join(OUTCOME_FILE);
+        let written = std::fs::create_dir_all(&directory).and_then(|()| write_whole(&file, text.as_bytes()));
+        if let Err(error) = &written {
+            self.printer.warn(&format!("{}: {error}", file.display()));
         }
+        written.is_ok()
     }
 
     fn store_output(&self, cohort_id: &CohortId, output: &BeaconOutput) -> Result<(), ProgramError> {
@@ -424,8 +460,10 @@ async fn next(events: &mut Events<ServiceNotice>) -> (Cursor, Event<ServiceNotic
     }
 }
 
-/// The next notice of an announcement. Never ready without a chain.
-async fn announcement(announcements: &mut Option<Steps<AnnouncementNotice>>) -> Option<Next<AnnouncementNotice>> {
+/// The next event of an announcement. Never ready without a chain.
+async fn announcement(
+    announcements: &mut Option<Events<AnnouncementNotice>>,
+) -> Option<(Cursor, Event<AnnouncementNotice>)> {
     match announcements {
         Some(announcements) => announcements.next().await,
         None => std::future::pending().await,

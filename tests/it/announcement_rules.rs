@@ -6,6 +6,7 @@ use crate::announcement_support::*;
 use crate::bitcoind_support::beacon::Beacon;
 use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 use btcr2_aggregation::{
+    actors::events::Event,
     bitcoin::{
         announcement::{AnnouncementFailure, Input},
         chain::{Activity, Deposit, MemoryFees, Place},
@@ -18,6 +19,7 @@ in_memory! {
     without_a_deposit_it_ends_at_the_deadline
     members_that_do_not_sign_end_it_and_a_late_signature_is_welcome
     an_announcement_that_is_evicted_is_handed_in_again
+    an_end_is_delivered_at_each_start_until_it_is_acknowledged
     a_fallback_that_pays_too_little_gets_its_child_at_once
     an_estimator_that_lies_or_fails_is_held
     change_that_is_not_ours_cannot_bump
@@ -42,6 +44,48 @@ async fn without_a_deposit_it_ends_at_the_deadline(mut world: World) -> World {
     pass(Duration::from_millis(1)).await;
     world.poll().await;
     assert_eq!(world.failure(), &AnnouncementFailure::NotFunded);
+    world
+}
+
+/// The names of the ends that a host receives of a previous run, and acknowledges if `acknowledge`.
+async fn ends(world: &World, acknowledge: bool) -> Vec<&'static str> {
+    let (mut events, mut ends) = (world.watch.announcements.events(), Vec::new());
+    while let Ok(Some((cursor, event))) = tokio::time::timeout(Duration::from_secs(1), events.next()).await {
+        if acknowledge {
+            events.ack(&cursor).await.unwrap();
+        }
+        if let Event::Notice(notice) = event
+            && cursor.is_decisive()
+        {
+            ends.push((&*notice).into());
+        }
+    }
+    ends
+}
+
+async fn an_end_is_delivered_at_each_start_until_it_is_acknowledged(mut world: World) -> World {
+    world.deposit(50_000).await;
+    world.mine(1).await;
+    let (transaction, value) = world.prepare().await;
+    assert_eq!(ends(&world, true).await, [""; 0], "it has not ended");
+    pass(world.rules.signing_window).await;
+    world.feed(Input::Tick).await;
+    for acknowledge in [false, true] {
+        world.restart().await;
+        assert_eq!(ends(&world, acknowledge).await, ["announcement-failed"]);
+    }
+    world.restart().await;
+    assert_eq!(ends(&world, false).await, [""; 0]);
+    // The late signature leads to another end.
+    world.feed(Input::Signed { transaction, value }).await;
+    world.mine(6).await;
+    assert!(world.is_final());
+    for acknowledge in [false, true] {
+        world.restart().await;
+        assert_eq!(ends(&world, acknowledge).await, ["announcement-final"]);
+    }
+    world.restart().await;
+    assert_eq!(ends(&world, false).await, [""; 0]);
     world
 }
 

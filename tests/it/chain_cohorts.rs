@@ -22,7 +22,6 @@ use btcr2_aggregation::{
         journal::{Archived, Journal, JournalError, MemoryJournal, Record, StreamId, StreamKind},
         notice::{Notices, ServiceNotice},
         runtime::Clock,
-        supervision::{RestartIntensity, Vitals},
     },
     bitcoin::{
         announcement::{AnnouncementEvent, AnnouncementFailure, Rules},
@@ -38,7 +37,7 @@ use btcr2_aggregation::{
     },
 };
 use futures::future::BoxFuture;
-use tokio::sync::broadcast::{self, Receiver};
+use tokio::sync::broadcast::Receiver;
 
 /// How long something that must happen may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -61,20 +60,13 @@ impl World {
         let faucet = Faucet::new(&blocks, 4).await;
         let change_key = Arc::new(ChangeKey::new(&key("operator")));
         let rules = Rules::new(Change::To(change_key.script_pubkey().to_owned()));
-        let (sender, notices) = broadcast::channel(1 << 12);
-        let settings = AnnouncementSettings {
-            chain: blocks.chain(),
-            network: Network::Regtest,
-            change_key: Some(change_key),
-            journal: Arc::new(MemoryJournal::new()),
-            // As tokio's, which stands still over a chain in memory.
-            clock: Clock::starting_at(Clock::system().now()),
-            poll: Duration::from_millis(50),
-            claims: Arc::default(),
-            notices: sender,
-            restarts: RestartIntensity::default(),
-            vitals: Vitals::default(),
-        };
+        let journal = Arc::new(MemoryJournal::new());
+        let mut settings = AnnouncementSettings::new(blocks.chain(), Network::Regtest, journal);
+        settings.change_key = Some(change_key);
+        // As tokio's, which stands still over a chain in memory.
+        settings.clock = Clock::starting_at(Clock::system().now());
+        settings.poll = Duration::from_millis(50);
+        let notices = settings.notices.subscribe();
         let operator = operator(&settings, &rules);
         Self { blocks, faucet, settings, rules, operator, notices }
     }

@@ -177,8 +177,7 @@ impl AnnouncementActor {
     }
 
     pub(super) fn notify(&self, notice: AnnouncementNotice) {
-        // No subscriber is not an error.
-        let _ = self.settings.notices.send(Arc::new(notice));
+        self.settings.notices.publish(notice);
     }
 
     /// The required amounts of one deposit, by the last known fees.

@@ -23,12 +23,17 @@ use super::{
     Address, AnnouncementError, AnnouncementSettings, PrepareError,
     actor::{AnnouncementActor, Done, Inspect, PATIENCE, Request, Stop},
     notice::AnnouncementNotice,
+    source::AnnouncementJournal,
 };
 use crate::{
+    events::{self, Acks, Events, Source},
     journal::{JournalError, StreamId, StreamKind},
     span,
     supervision::{End, EndGuard, Lease, replay, start_leased},
 };
+
+/// How many events other than ends wait for the host.
+const EVENTS: usize = 1 << 14;
 
 /// The announcements of a host. Clones share the state. Actors run on the arbiter that starts them, and end with the last
 /// clone.
@@ -83,7 +88,27 @@ impl Announcements {
         &self.0.rules
     }
 
-    /// All notices from now on.
+    /// The events: the ends of announcements that are not acknowledged, and everything from now on. An end is delivered at
+    /// least once.
+    pub fn events(&self) -> Events<AnnouncementNotice> {
+        events::follow_from_journal(&self.0.settings.notices, self.source(), EVENTS)
+    }
+
+    /// Acknowledges events while another task reads them.
+    pub fn acks(&self) -> Acks<AnnouncementNotice> {
+        Acks::new(self.source())
+    }
+
+    fn source(&self) -> Arc<dyn Source<AnnouncementNotice>> {
+        Arc::new(AnnouncementJournal::new(&self.0.settings, &self.0.rules))
+    }
+
+    /// Publishes what the host has found out about the address of a cohort.
+    pub fn publish(&self, notice: AnnouncementNotice) {
+        self.0.settings.notices.publish(notice);
+    }
+
+    /// All notices from now on, for measurements: a subscriber that falls behind loses some.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<AnnouncementNotice>> {
         self.0.settings.notices.subscribe()
     }

@@ -8,7 +8,7 @@
 //! - `errands`: what it does at the chain, one thing at a time, while it continues to receive messages.
 //! - `prepare`: the answers to requests for a transaction.
 //! - [`claims`]: the coins and transactions of the announcements of one address.
-//! - [`notice`]: what subscribers receive.
+//! - [`notice`]: what subscribers receive; `source`: the ends of announcements from the journal, for a host that missed them.
 
 mod actor;
 mod announcements;
@@ -18,6 +18,7 @@ mod errands;
 mod look;
 pub mod notice;
 mod prepare;
+mod source;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,19 +28,26 @@ use btcr2_aggregation_protocol::{
     network::Network,
     output::BeaconOutput,
 };
-use tokio::sync::broadcast;
 
 pub use self::announcements::Announcements;
 use self::{claims::Claims, notice::AnnouncementNotice};
 use crate::{
     chain::Chain,
     journal::{Journal, JournalError, StreamId},
+    notice::Notices,
     runtime::Clock,
     supervision::{RestartIntensity, Vitals},
 };
 
-/// The settings of announcements.
+/// How often the chain is queried by default.
+const POLL: Duration = Duration::from_secs(30);
+
+/// How many notices a subscriber may fall behind.
+const NOTICES: usize = 1 << 12;
+
+/// The settings of announcements. [`Self::new`] has the defaults.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct AnnouncementSettings {
     /// The chain.
     pub chain: Arc<dyn Chain>,
@@ -55,12 +63,31 @@ pub struct AnnouncementSettings {
     pub poll: Duration,
     /// The claims of the announcements of one address, shared by all of them.
     pub claims: Arc<Claims>,
-    /// The channel of notices.
-    pub notices: broadcast::Sender<Arc<AnnouncementNotice>>,
+    /// Where notices are published.
+    pub notices: Notices<AnnouncementNotice>,
     /// How often an actor that panics is restarted.
     pub restarts: RestartIntensity,
     /// Where it is recorded that an announcement has ended unexpectedly.
     pub vitals: Vitals,
+}
+
+impl AnnouncementSettings {
+    /// Announcements on `chain`, which is `network`'s, with their facts in `journal`: the system's clock, a query every 30
+    /// seconds, and no key that can spend change.
+    pub fn new(chain: Arc<dyn Chain>, network: Network, journal: Arc<dyn Journal>) -> Self {
+        Self {
+            chain,
+            network,
+            change_key: None,
+            journal,
+            clock: Clock::system(),
+            poll: POLL,
+            claims: Arc::default(),
+            notices: Notices::new(NOTICES),
+            restarts: RestartIntensity::default(),
+            vitals: Vitals::default(),
+        }
+    }
 }
 
 /// The address to watch.
@@ -74,6 +101,7 @@ pub enum Address {
 
 /// Why there is no transaction to sign.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PrepareError {
     /// There will be none.
     #[error("{0}")]
@@ -91,6 +119,7 @@ pub enum PrepareError {
 
 /// Why a request to an announcement was not carried out.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AnnouncementError {
     /// The journal cannot be read.
     #[error(transparent)]

@@ -19,6 +19,7 @@ use strum::{IntoStaticStr, VariantNames};
 #[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 #[allow(missing_docs, reason = "the names and types describe the fields")]
+#[non_exhaustive]
 pub enum AnnouncementNotice {
     /// The beacon address waits for a deposit, until `deadline` in milliseconds since the Unix epoch. One deposit must
     /// hold at least `at_least`; `suggested` also pays for two bumps and one more announcement, at the current fee

@@ -28,6 +28,7 @@ use crate::{
 /// What a member did wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Offence {
     /// It sent two different messages for one slot.
     Equivocation,

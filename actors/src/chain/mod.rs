@@ -22,6 +22,7 @@ pub use self::signals::{SignalSeen, Signals, signal_of, signals_among};
 ///
 /// No error contains a password: neither from the URL nor from a server's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ChainError {
     /// It cannot be reached, or cannot answer now. Retry later.
     #[error("{0}")]

@@ -1,9 +1,9 @@
-//! The events of a service or a participant as a host receives them: [`Events`].
+//! The events of a service, a participant or the announcements as a host receives them: [`Events`].
 //!
 //! Every event has a [`Cursor`]. An event is *decisive* when a host must not miss it: the output and the end of a cohort,
-//! the data and the end of a membership. Decisive events are delivered at least once. Until the host acknowledges the
-//! cursor of the last event of a cohort, all decisive events of the cohort are delivered again after a restart, from the
-//! journal; the acknowledgement archives the journal of the cohort.
+//! the data and the end of a membership, the end of an announcement. Decisive events are delivered at least once: after a
+//! restart, those that the host has not acknowledged are delivered again, from the journal. The acknowledgement of the last
+//! event of a cohort archives the journal of the cohort.
 //!
 //! The other events are transient: they are delivered at most once, and only a bounded number waits for the host. The
 //! stream reports how many it has lost as [`Event::Gap`]. A decisive event for which there is no space is read from the
@@ -11,6 +11,7 @@
 //! cohort and does not make the memory grow. Without a journal that outlives the process nothing is read again: a
 //! cohort's journal is removed when it ends, and what the host does not read in time is part of a gap.
 
+pub(crate) mod acknowledged;
 mod queue;
 mod subject;
 
@@ -30,14 +31,9 @@ use crate::{
 pub struct Cursor(Option<Position>);
 
 impl Cursor {
-    /// Whether the event is delivered again after a restart until its cohort's last event is acknowledged.
+    /// Whether the event is delivered again after a restart until it, or a later one of its cohort, is acknowledged.
     pub fn is_decisive(&self) -> bool {
         self.0.is_some()
-    }
-
-    /// The stream to archive when this cursor is acknowledged.
-    fn ended(&self) -> Option<&StreamId> {
-        self.0.as_ref().filter(|position| position.step == Step::Ended).map(|position| &position.stream)
     }
 }
 
@@ -51,7 +47,7 @@ pub enum Event<N> {
     Gap(u64),
 }
 
-/// The journal behind the events of a service or a participant.
+/// The journal behind the events of a service, a participant or the announcements.
 pub(crate) trait Source<N>: Send + Sync {
     /// Its streams that are not archived.
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>>;
@@ -59,17 +55,22 @@ pub(crate) trait Source<N>: Send + Sync {
     /// The decisive events of a stream, in order.
     fn read(&self, stream: StreamId) -> BoxFuture<'static, Result<Vec<N>, JournalError>>;
 
-    /// Archives a stream whose machine has ended, with the streams that belong to it. Does nothing if the journal does
-    /// not show the end.
-    fn archive(&self, stream: StreamId) -> BoxFuture<'static, Result<(), JournalError>>;
+    /// The last acknowledged event of each of its streams, as far as that is persisted.
+    fn acknowledged(&self) -> BoxFuture<'static, Result<Vec<Position>, JournalError>>;
+
+    /// Persists that the host has acknowledged an event and all earlier ones of its stream. The acknowledgement of the last
+    /// event archives the stream, with the streams that belong to it, if the journal shows the end.
+    fn acknowledge(&self, position: Position) -> BoxFuture<'static, Result<(), JournalError>>;
 }
 
-/// The events of a service or a participant, from the start, or from the call that returned this. May be moved to any
-/// thread.
+/// The events of a service, a participant or the announcements, from the start, or from the call that returned this. May be
+/// moved to any thread.
 pub struct Events<N> {
     queue: Arc<Queue<N>>,
     source: Arc<dyn Source<N>>,
     position: fn(&N) -> Option<Position>,
+    /// Whether the queue knows what was acknowledged in previous runs.
+    knows_acknowledged: bool,
     /// The streams to read again; `None` when their list is to be read first.
     behind: Option<VecDeque<StreamId>>,
     /// Events that were read again.
@@ -80,6 +81,7 @@ impl<N> Events<N> {
     /// The next event and its cursor; `None` when the service or the participant is gone and all events were read. A
     /// call that is dropped loses no event.
     pub async fn next(&mut self) -> Option<(Cursor, Event<N>)> {
+        self.read_acknowledged().await;
         loop {
             while let Some(notice) = self.reread.pop_front() {
                 let position = (self.position)(&notice);
@@ -100,6 +102,19 @@ impl<N> Events<N> {
                 }
             }
         }
+    }
+
+    /// Reads which events were acknowledged in previous runs, unless that was read before.
+    pub(crate) async fn read_acknowledged(&mut self) {
+        if self.knows_acknowledged {
+            return;
+        }
+        match self.source.acknowledged().await {
+            Ok(positions) => self.queue.acknowledged(&positions),
+            Err(error) => tracing::error!(%error, "acknowledged events are delivered again"),
+        }
+        // Not earlier: this call may be dropped while it waits.
+        self.knows_acknowledged = true;
     }
 
     /// Reads one stream again; returns whether there was one.
@@ -125,12 +140,12 @@ impl<N> Events<N> {
         true
     }
 
-    /// Acknowledges an event: the host has stored what it needs of it and of all earlier events of its cohort. The last
-    /// event of a cohort archives the cohort's journal: ready when that is durable. The acknowledgement of any other
-    /// event changes nothing.
+    /// Acknowledges an event: the host has stored what it needs of it and of all earlier events of its cohort, which are
+    /// not delivered again. The last event of a cohort archives the cohort's journal. Ready when that is durable. The
+    /// acknowledgement of an event that is not [decisive](Cursor::is_decisive) changes nothing.
     ///
     /// # Errors
-    /// When the journal cannot be read or written: the events of the cohort are delivered again after a restart.
+    /// When the journal cannot be read or written: the events are delivered again after a restart.
     pub async fn ack(&self, cursor: &Cursor) -> Result<(), JournalError> {
         self.acks().ack(cursor).await
     }
@@ -151,7 +166,14 @@ pub(crate) fn follow<N: Decisive>(notices: &Notices<N>, source: Arc<dyn Source<N
     let queue = Arc::new(Queue::new(most));
     let sink = Arc::downgrade(&queue);
     notices.add(sink);
-    Events { queue, source, position: N::position, behind: Some(VecDeque::new()), reread: VecDeque::new() }
+    Events {
+        queue,
+        source,
+        position: N::position,
+        knows_acknowledged: false,
+        behind: Some(VecDeque::new()),
+        reread: VecDeque::new(),
+    }
 }
 
 /// The same, preceded by the decisive events in the journal.
@@ -163,7 +185,7 @@ pub(crate) fn follow_from_journal<N: Decisive>(
     Events { behind: None, ..follow(notices, source, most) }
 }
 
-/// Acknowledges events of one service or participant. Clones do the same.
+/// Acknowledges the events of one source. Clones do the same.
 pub struct Acks<N>(Arc<dyn Source<N>>);
 
 impl<N> Clone for Acks<N> {
@@ -182,8 +204,8 @@ impl<N> Acks<N> {
     /// # Errors
     /// Those of [`Events::ack`].
     pub async fn ack(&self, cursor: &Cursor) -> Result<(), JournalError> {
-        match cursor.ended() {
-            Some(stream) => self.0.archive(stream.clone()).await,
+        match &cursor.0 {
+            Some(position) => self.0.acknowledge(position.clone()).await,
             None => Ok(()),
         }
     }

@@ -42,7 +42,7 @@ struct Waiting<N> {
 }
 
 impl<N> Queue<N> {
-    /// A queue for at most `most` transient notices; half of them may be about messages.
+    /// A queue for at most `most` transient notices; half of them may be such as anyone can cause.
     pub(super) fn new(most: usize) -> Self {
         let waiting =
             Waiting { items: VecDeque::new(), decisive: 0, delivered: Delivered::default(), closed: false };
@@ -54,10 +54,18 @@ impl<N> Queue<N> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The host has acknowledged these events in previous runs: they are not delivered again.
+    pub(super) fn acknowledged(&self, positions: &[Position]) {
+        let delivered = &mut self.lock().delivered;
+        for position in positions {
+            delivered.insert(position);
+        }
+    }
+
     /// Whether a decisive event that was read again has not been delivered yet; from now on it has.
     pub(super) fn delivers(&self, position: &Position) -> bool {
         let delivered = &mut self.lock().delivered;
-        let is_repeated = position.step == Step::Began && delivered.steps.contains_key(&position.stream);
+        let is_repeated = position.step.is_repeatable() && delivered.steps.contains_key(&position.stream);
         !is_repeated && delivered.insert(position)
     }
 
@@ -91,7 +99,7 @@ impl<N: Decisive> Sink<N> for Queue<N> {
         let mut waiting = self.lock();
         let has_space = match &position {
             Some(_) => waiting.decisive < MOST_DECISIVE,
-            None if notice.is_about_a_message() => waiting.items.len() - waiting.decisive < self.most / 2,
+            None if notice.is_caused_by_anyone() => waiting.items.len() - waiting.decisive < self.most / 2,
             None => waiting.items.len() - waiting.decisive < self.most,
         };
         if has_space {
@@ -125,9 +133,7 @@ impl Delivered {
     fn insert(&mut self, position: &Position) -> bool {
         let Position { stream, step } = position;
         match self.steps.get_mut(stream) {
-            // Of this step only the last report matters, and there is one for each restart.
-            Some(_) if *step == Step::Began => true,
-            Some(last) if *last >= *step => false,
+            Some(last) if *last >= *step => step.is_repeatable(),
             Some(last) => {
                 *last = *step;
                 true

@@ -1,14 +1,17 @@
 //! Which notices are decisive, and what they are about.
 
 use btcr2_aggregation_protocol::cohort::participant::phase::PhaseKind;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     journal::StreamId,
     notice::{ParticipantNotice, ServiceNotice},
 };
 
-/// A step of a cohort or of a membership that a host must not miss, in the order of the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A step of a cohort, a membership or an announcement that a host must not miss, in the order of the protocol. The names are
+/// a journal format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Step {
     /// It continues after a restart, or replaces another cohort.
     Began,
@@ -18,8 +21,17 @@ pub(crate) enum Step {
     Signed,
     /// The signed transaction was seen.
     Seen,
+    /// The announcement has failed; a signed transaction may be announced nevertheless.
+    Unannounced,
     /// It has ended.
     Ended,
+}
+
+impl Step {
+    /// Whether it may be taken more than once. Only the last report matters.
+    pub(crate) const fn is_repeatable(self) -> bool {
+        matches!(self, Self::Began | Self::Unannounced)
+    }
 }
 
 /// The position of a decisive event.
@@ -35,9 +47,9 @@ pub(crate) trait Decisive: Send + Sync + 'static {
     /// The position of a decisive notice.
     fn position(&self) -> Option<Position>;
 
-    /// Whether it reports a message that was not processed or not delivered: any peer can cause such notices, and they must
-    /// not take the space of the others.
-    fn is_about_a_message(&self) -> bool;
+    /// Whether anyone can cause such notices, e.g. by a message that is not processed or not delivered, or by a deposit: they
+    /// must not take the space of the others.
+    fn is_caused_by_anyone(&self) -> bool;
 }
 
 impl Decisive for ServiceNotice {
@@ -55,7 +67,7 @@ impl Decisive for ServiceNotice {
         Some(Position { stream: StreamId::of_cohort(cohort_id), step })
     }
 
-    fn is_about_a_message(&self) -> bool {
+    fn is_caused_by_anyone(&self) -> bool {
         matches!(self, Self::MessageRejected { .. } | Self::MessageUndelivered { .. })
     }
 }
@@ -79,7 +91,7 @@ impl Decisive for ParticipantNotice {
         Some(Position { stream: StreamId::of_session(did, service, cohort_id), step })
     }
 
-    fn is_about_a_message(&self) -> bool {
+    fn is_caused_by_anyone(&self) -> bool {
         matches!(
             self,
             Self::MessageRejected { .. } | Self::MessageUnverified { .. } | Self::MessageUndelivered { .. }

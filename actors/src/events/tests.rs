@@ -51,7 +51,11 @@ impl Source<ServiceNotice> for Ended {
         .boxed()
     }
 
-    fn archive(&self, stream: StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
+    fn acknowledged(&self) -> BoxFuture<'static, Result<Vec<Position>, JournalError>> {
+        futures::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    fn acknowledge(&self, Position { stream, .. }: Position) -> BoxFuture<'static, Result<(), JournalError>> {
         if let Some(position) = self.position(&stream) {
             self.0.lock().unwrap().remove(position);
         }

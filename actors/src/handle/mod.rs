@@ -6,6 +6,7 @@
 //! `#[actix_web::main]`. A host on another runtime gives them a thread of their own, an [`ActorThread`]. A handle that is
 //! dropped stops nothing; [`Service::stop`] and [`Participant::stop`] do.
 
+mod builder;
 mod ends;
 mod participant;
 mod service;

@@ -8,7 +8,6 @@ use std::{
 use actix::{Actor, Addr};
 use bitcoin::{FeeRate, Transaction};
 use btcr2_aggregation_protocol::{
-    beacon::BeaconRegistry,
     cohort::{
         Timing,
         event::SessionEnd,
@@ -17,26 +16,26 @@ use btcr2_aggregation_protocol::{
     did::Did,
     id::CohortId,
     identity::Identity,
-    output::KeyAggregator,
     sidecar::MemberRecord,
 };
 use tokio::sync::watch;
 
 use super::{
-    StartError, Stopped, check_system, ended,
+    StartError, Stopped,
+    builder::shared_setters,
+    check_system, ended,
     ends::{Ends, Story},
 };
 use crate::{
-    events::{self, Acks, Events, Source},
-    journal::{Journal, JournalError, Retention, StreamId, StreamKind},
+    events::{self, Acks, Events, Position, Source, Step},
+    journal::{JournalError, StreamId, StreamKind},
     notice::{Known, Notices, ParticipantNotice, WeakNotices},
     participant::{
         InspectMembership, InspectSession, LeaveCohort, ParticipantActor, ParticipantSettings, Restored,
         SessionJournal,
     },
     policy::ParticipantPolicy,
-    runtime::{Clock, Randomness},
-    supervision::{Gone, RestartIntensity, Vitals},
+    supervision::{Gone, Vitals},
     supervisor::{StartParticipant, Stop, Supervisor},
     transport::Transport,
 };
@@ -44,19 +43,19 @@ use crate::{
 /// How many transient events wait for the host. A process may have many participants.
 const EVENTS: usize = 1 << 10;
 
-/// Builds a [`Participant`]. What is not set has the default of [`ParticipantSettings::new`].
+/// Builds a [`Participant`]. By default nothing outlives the process: its journal is in memory.
 pub struct ParticipantBuilder {
     settings: ParticipantSettings,
     events: usize,
 }
 
-impl From<ParticipantSettings> for ParticipantBuilder {
-    fn from(settings: ParticipantSettings) -> Self {
+impl ParticipantBuilder {
+    shared_setters!(ParticipantNotice);
+
+    fn new(settings: ParticipantSettings) -> Self {
         Self { settings, events: EVENTS }
     }
-}
 
-impl ParticipantBuilder {
     /// How long it waits for a service.
     #[must_use]
     pub fn timing(mut self, timing: Timing) -> Self {
@@ -78,71 +77,6 @@ impl ParticipantBuilder {
         self
     }
 
-    /// The beacon types that it supports.
-    #[must_use]
-    pub fn beacons(mut self, beacons: BeaconRegistry) -> Self {
-        self.settings.beacons = beacons;
-        self
-    }
-
-    /// The key aggregation: direct, or through a cache shared with others in the process.
-    #[must_use]
-    pub fn aggregator(mut self, aggregator: Arc<dyn KeyAggregator>) -> Self {
-        self.settings.aggregator = aggregator;
-        self
-    }
-
-    /// A journal that outlives the process. The journal of a membership that has ended remains until the host
-    /// acknowledges its last event.
-    #[must_use]
-    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        (self.settings.journal, self.settings.retention) = (journal, Retention::UntilArchived);
-        self
-    }
-
-    /// A journal that does not outlive the process. The journal of a membership is removed when it ends. The default is
-    /// one of its own, in memory.
-    #[must_use]
-    pub fn transient_journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        (self.settings.journal, self.settings.retention) = (journal, Retention::Forget);
-        self
-    }
-
-    /// The time.
-    #[must_use]
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.settings.clock = clock;
-        self
-    }
-
-    /// The randomness.
-    #[must_use]
-    pub fn randomness(mut self, randomness: Randomness) -> Self {
-        self.settings.randomness = randomness;
-        self
-    }
-
-    /// Publishes the notices on this channel too, which many participants may share.
-    #[must_use]
-    pub fn notices(mut self, notices: Notices<ParticipantNotice>) -> Self {
-        self.settings.notices = notices;
-        self
-    }
-
-    /// How often an actor that panics is restarted.
-    #[must_use]
-    pub fn restarts(mut self, restarts: RestartIntensity) -> Self {
-        self.settings.restarts = restarts;
-        self
-    }
-
-    /// How many transient events wait for the host before they are dropped and reported as a gap.
-    #[must_use]
-    pub fn waiting_events(mut self, most: usize) -> Self {
-        self.events = most;
-        self
-    }
-
     /// Starts the participant on this thread's actix `System`: it considers adverts, and joins what its policy decides.
     /// Ready when the memberships of previous runs are restored.
     ///
@@ -154,7 +88,9 @@ impl ParticipantBuilder {
         settings.notices = settings.notices.child();
         let notices = settings.notices.clone();
         let (did, journal) = (settings.identity.did().clone(), SessionJournal::new(&settings));
-        let events = events::follow(&notices, Arc::new(journal.clone()), most);
+        let mut events = events::follow(&notices, Arc::new(journal.clone()), most);
+        // Before anything is published: what the host acknowledges from now on is delivered on this stream nevertheless.
+        events.read_acknowledged().await;
         let ends = Ends::of(&notices);
         let supervisor = Supervisor::default();
         let vitals = supervisor.vitals();
@@ -200,7 +136,7 @@ impl Participant {
         transport: Arc<dyn Transport>,
         policy: Arc<dyn ParticipantPolicy>,
     ) -> ParticipantBuilder {
-        ParticipantSettings::new(identity, transport, policy).into()
+        ParticipantBuilder::new(ParticipantSettings::new(identity, transport, policy))
     }
 
     /// Its DID.
@@ -215,6 +151,8 @@ impl Participant {
     pub async fn join_first(&self) -> Result<Membership, Stopped> {
         let mut first = self.0.ends.first();
         let stream = tokio::select! {
+            // In this order: a participant that has stopped since was in the cohort nevertheless.
+            biased;
             stream = first.wait_for(Option::is_some) => stream.ok().and_then(|stream| stream.clone()),
             () = self.stopped() => None,
         };
@@ -377,7 +315,8 @@ impl Membership {
     /// # Errors
     /// When the journal cannot be read or written.
     pub async fn acknowledge(&self) -> Result<(), JournalError> {
-        self.participant.source().archive(self.stream()).await
+        let end = Position { stream: self.stream(), step: Step::Ended };
+        self.participant.source().acknowledge(end).await
     }
 
     fn stream(&self) -> StreamId {

@@ -7,34 +7,33 @@ use std::{
 
 use actix::{Actor, Addr};
 use btcr2_aggregation_protocol::{
-    beacon::BeaconRegistry,
     cohort::{event::CohortFailure, service::ServiceCohort},
     did::Did,
     id::CohortId,
     identity::Identity,
-    output::KeyAggregator,
 };
 use tokio::sync::watch;
 
 use super::{
-    StartError, check_system, ended,
+    StartError,
+    builder::shared_setters,
+    check_system, ended,
     ends::{Ends, Story},
 };
 use crate::{
     bans::BanBook,
-    events::{self, Acks, Events, Source},
-    journal::{Journal, JournalError, Retention, StreamId},
+    events::{self, Acks, Events, Position, Source, Step},
+    journal::{JournalError, StreamId},
     load::Load,
     notice::{CohortResult, Notices, ServiceNotice, WeakNotices},
     policy::ServicePolicy,
-    runtime::{Clock, Randomness},
     seats::Seats,
     service::{
-        AggregationService, CancelCohort, CohortJournal, FinalizeCohort, InspectCohort, LiveCohorts, OpenCohort,
-        OpenCohortError, ServiceSettings,
+        AggregationService, Cancel, CohortJournal, Finalize, Inspect, LiveCohorts, OpenCohort, OpenCohortError,
+        ServiceSettings, ToCohort,
     },
     standing::StandingSettings,
-    supervision::{Gone, RestartIntensity, Vitals},
+    supervision::{Gone, Vitals},
     supervisor::{StartService, Stop, Supervisor},
     transport::Transport,
 };
@@ -42,69 +41,18 @@ use crate::{
 /// How many transient events wait for the host.
 const EVENTS: usize = 1 << 14;
 
-/// Builds a [`Service`]. What is not set has the default of [`ServiceSettings::new`].
+/// Builds a [`Service`]. By default nothing outlives the process: its journal and its ban list are in memory.
 pub struct ServiceBuilder {
     settings: ServiceSettings,
     events: usize,
     vitals: Vitals,
 }
 
-impl From<ServiceSettings> for ServiceBuilder {
-    fn from(settings: ServiceSettings) -> Self {
-        Self { settings, events: EVENTS, vitals: Vitals::default() }
-    }
-}
-
 impl ServiceBuilder {
-    /// The beacon types that it supports.
-    #[must_use]
-    pub fn beacons(mut self, beacons: BeaconRegistry) -> Self {
-        self.settings.beacons = beacons;
-        self
-    }
+    shared_setters!(ServiceNotice);
 
-    /// The key aggregation: direct, or through a cache shared with others in the process.
-    #[must_use]
-    pub fn aggregator(mut self, aggregator: Arc<dyn KeyAggregator>) -> Self {
-        self.settings.aggregator = aggregator;
-        self
-    }
-
-    /// A journal that outlives the process. The journal of an ended cohort remains until the host acknowledges the
-    /// cohort's last event.
-    #[must_use]
-    pub fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        (self.settings.journal, self.settings.retention) = (journal, Retention::UntilArchived);
-        self
-    }
-
-    /// A journal that does not outlive the process. The journal of a cohort is removed when the cohort ends. The default
-    /// is one of its own, in memory.
-    #[must_use]
-    pub fn transient_journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        (self.settings.journal, self.settings.retention) = (journal, Retention::Forget);
-        self
-    }
-
-    /// The time.
-    #[must_use]
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.settings.clock = clock;
-        self
-    }
-
-    /// The randomness.
-    #[must_use]
-    pub fn randomness(mut self, randomness: Randomness) -> Self {
-        self.settings.randomness = randomness;
-        self
-    }
-
-    /// Publishes the notices on this channel too, for measurements.
-    #[must_use]
-    pub fn notices(mut self, notices: Notices<ServiceNotice>) -> Self {
-        self.settings.notices = notices;
-        self
+    fn new(settings: ServiceSettings) -> Self {
+        Self { settings, events: EVENTS, vitals: Vitals::default() }
     }
 
     /// Counts the messages there.
@@ -128,13 +76,6 @@ impl ServiceBuilder {
         self
     }
 
-    /// How often an actor that panics is restarted.
-    #[must_use]
-    pub fn restarts(mut self, restarts: RestartIntensity) -> Self {
-        self.settings.restarts = restarts;
-        self
-    }
-
     /// What standing cohorts need: the operator's decisions about them, boards, the chain.
     #[must_use]
     pub fn standing(mut self, standing: StandingSettings) -> Self {
@@ -150,13 +91,6 @@ impl ServiceBuilder {
         self
     }
 
-    /// How many transient events wait for the host before they are dropped and reported as a gap.
-    #[must_use]
-    pub fn waiting_events(mut self, most: usize) -> Self {
-        self.events = most;
-        self
-    }
-
     /// Starts the service on this thread's actix `System`. Ready when the cohorts of previous runs are restored.
     ///
     /// # Errors
@@ -167,7 +101,9 @@ impl ServiceBuilder {
         settings.notices = settings.notices.child();
         let (notices, load) = (settings.notices.clone(), settings.load.clone());
         let (did, journal) = (settings.identity.did().clone(), CohortJournal::new(&settings));
-        let events = events::follow(&notices, Arc::new(journal.clone()), most);
+        let mut events = events::follow(&notices, Arc::new(journal.clone()), most);
+        // Before anything is published: what the host acknowledges from now on is delivered on this stream nevertheless.
+        events.read_acknowledged().await;
         let ends = Ends::of(&notices);
         let supervisor = Supervisor::reporting_to(vitals.clone()).start();
         let address = supervisor.send(StartService(settings)).await.map_err(|_| ended(&vitals))?;
@@ -222,7 +158,7 @@ impl Service {
         transport: Arc<dyn Transport>,
         policy: Arc<dyn ServicePolicy>,
     ) -> ServiceBuilder {
-        ServiceSettings::new(identity, transport, policy).into()
+        ServiceBuilder::new(ServiceSettings::new(identity, transport, policy))
     }
 
     pub(super) fn address(&self) -> &Addr<AggregationService> {
@@ -379,12 +315,12 @@ impl Cohort {
     /// Forms the cohort with its current members, without waiting for more.
     pub async fn finalize(&self) {
         // A cohort that is not running has formed, or has ended.
-        let _ = self.address().send(FinalizeCohort(self.cohort_id.clone())).await;
+        let _ = self.address().send(ToCohort(self.cohort_id.clone(), Finalize)).await;
     }
 
     /// Ends the cohort; its members receive the reason.
     pub async fn cancel(&self, reason: impl Into<String>) {
-        let cancel = CancelCohort { cohort_id: self.cohort_id.clone(), reason: reason.into() };
+        let cancel = ToCohort(self.cohort_id.clone(), Cancel(reason.into()));
         // A cohort that is not running has ended.
         let _ = self.address().send(cancel).await;
     }
@@ -395,13 +331,14 @@ impl Cohort {
     /// # Errors
     /// When the journal cannot be read or written.
     pub async fn acknowledge(&self) -> Result<(), JournalError> {
-        self.service.source().archive(StreamId::of_cohort(&self.cohort_id)).await
+        let end = Position { stream: StreamId::of_cohort(&self.cohort_id), step: Step::Ended };
+        self.service.source().acknowledge(end).await
     }
 
     /// A snapshot of the cohort's machine; `None` if it is not running. A snapshot does not change, and while it exists
     /// the next step of the cohort copies the whole state: drop it when it was read.
     pub async fn inspect(&self) -> Option<Arc<ServiceCohort>> {
-        self.address().send(InspectCohort(self.cohort_id.clone())).await.ok().flatten()
+        self.address().send(ToCohort(self.cohort_id.clone(), Inspect)).await.ok().flatten()
     }
 
     fn address(&self) -> &Addr<AggregationService> {

@@ -20,7 +20,7 @@ pub use self::{
 
 /// What happens to a journal stream whose machine has ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Retention {
+pub(crate) enum Retention {
     /// It remains, and the end is reported again after a restart, until the host archives it: nothing is lost.
     #[default]
     UntilArchived,

@@ -13,12 +13,14 @@ const UNSAFE: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'/').remove(b':').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Names a stream: `cohort/<id>`, `signing/<id>`, `participant/<did>/<service>/<cohort id>`, `membership/<did>`,
-/// `announcement/<id>`, `standing/<id>`, `number/<number>/<id>`, `seat/<did>`, `watch/<owner>`. Peers choose parts of it: it is a key, never a path, and is displayed [escaped](Self::escaped).
+/// `announcement/<id>`, `standing/<id>`, `number/<number>/<id>`, `seat/<did>`, `watch/<owner>`, `acknowledged/<stream>`. Peers choose
+/// parts of it: it is a key, never a path, and is displayed [escaped](Self::escaped).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(String);
 
 /// The subject of a stream, parsed from its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StreamKind {
     /// A cohort of a service.
     Cohort(CohortId),
@@ -48,6 +50,8 @@ pub enum StreamKind {
     },
     /// A seat in a standing cohort.
     Seat(Did),
+    /// What the host has acknowledged of another stream.
+    Acknowledged(StreamId),
     /// Anything else.
     Other,
 }
@@ -93,6 +97,11 @@ impl StreamId {
         Self::new(format!("watch/{owner}"))
     }
 
+    /// The stream of what the host has acknowledged of `stream`.
+    pub fn of_acknowledgements(stream: &Self) -> Self {
+        Self::new(format!("acknowledged/{stream}"))
+    }
+
     /// A stream of the given name.
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
@@ -119,6 +128,7 @@ impl StreamId {
                 let cohort_id = CohortId::parse(rest).ok()?;
                 Some(StreamKind::Number { number: number.parse().ok()?, cohort_id })
             }
+            "acknowledged" => Some(StreamKind::Acknowledged(Self::new(rest))),
             "seat" => Did::parse(rest).ok().map(StreamKind::Seat),
             "membership" => Did::parse(rest).ok().map(StreamKind::Membership),
             "signing" => SessionId::parse(rest).ok().map(StreamKind::Signing),

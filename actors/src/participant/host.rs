@@ -20,17 +20,17 @@ use super::{
 /// Leave a cohort, in any phase.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "()")]
-pub struct LeaveCohort {
+pub(crate) struct LeaveCohort {
     /// The service.
-    pub service: Did,
+    pub(crate) service: Did,
     /// The cohort.
-    pub cohort_id: CohortId,
+    pub(crate) cohort_id: CohortId,
 }
 
 /// Answers with the participant's memberships as they are now.
 #[derive(Clone, Copy, Debug, ActixMessage)]
 #[rtype(result = "Arc<Membership>")]
-pub struct InspectMembership;
+pub(crate) struct InspectMembership;
 
 /// Answered when the sessions of previous runs are restored.
 #[derive(Clone, Copy, Debug, ActixMessage)]

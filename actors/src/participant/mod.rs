@@ -34,9 +34,8 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
-pub use self::host::{InspectMembership, LeaveCohort};
 pub(crate) use self::{
-    host::{InspectSession, Restored},
+    host::{InspectMembership, InspectSession, LeaveCohort, Restored},
     source::SessionJournal,
 };
 use self::{
@@ -57,37 +56,37 @@ use crate::{
 
 /// The parts of a participant.
 #[derive(Clone)]
-pub struct ParticipantSettings {
+pub(crate) struct ParticipantSettings {
     /// Its identity.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// How it reaches services.
-    pub transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
     /// The decisions of its controller.
-    pub policy: Arc<dyn ParticipantPolicy>,
+    pub(crate) policy: Arc<dyn ParticipantPolicy>,
     /// How long it waits for a service.
-    pub timing: Timing,
+    pub(crate) timing: Timing,
     /// The highest fee rate of a beacon transaction that it signs, see
     /// [`DEFAULT_MAX_FEE_RATE`](btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE).
-    pub max_fee_rate: FeeRate,
+    pub(crate) max_fee_rate: FeeRate,
     /// The maximum number of cohorts that it considers or takes part in at once. Further adverts are ignored until they
     /// are repeated.
-    pub max_sessions: usize,
+    pub(crate) max_sessions: usize,
     /// The beacon types that it supports.
-    pub beacons: BeaconRegistry,
+    pub(crate) beacons: BeaconRegistry,
     /// The key aggregation: direct, or through a cache shared with others in the process.
-    pub aggregator: Arc<dyn KeyAggregator>,
+    pub(crate) aggregator: Arc<dyn KeyAggregator>,
     /// Where events are stored.
-    pub journal: Arc<dyn Journal>,
+    pub(crate) journal: Arc<dyn Journal>,
     /// The time.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// The randomness.
-    pub randomness: Randomness,
+    pub(crate) randomness: Randomness,
     /// Where its notices are published.
-    pub notices: Notices<ParticipantNotice>,
+    pub(crate) notices: Notices<ParticipantNotice>,
     /// How often an actor that panics is restarted.
-    pub restarts: RestartIntensity,
+    pub(crate) restarts: RestartIntensity,
     /// What happens to the journal of a session that has ended.
-    pub retention: Retention,
+    pub(crate) retention: Retention,
 }
 
 impl ParticipantSettings {
@@ -154,7 +153,7 @@ impl Child {
 }
 
 /// A DID controller in all its cohorts.
-pub struct ParticipantActor {
+pub(crate) struct ParticipantActor {
     shared: Arc<ParticipantShared>,
     outbound: Link,
     /// Which cohorts it considers and is in.

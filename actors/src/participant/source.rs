@@ -14,7 +14,7 @@ use futures::{FutureExt, future::BoxFuture};
 
 use super::ParticipantSettings;
 use crate::{
-    events::Source,
+    events::{Position, Source, Step, acknowledged},
     journal::{Journal, JournalError, Retention, StreamId, StreamKind},
     notice::{Known, ParticipantNotice},
     runtime::Clock,
@@ -68,6 +68,12 @@ impl SessionJournal {
         Ok(notices)
     }
 
+    /// Whether a stream is of this participant.
+    fn is_ours(&self) -> impl Fn(&StreamId) -> bool + Send + Sync + use<> {
+        let ours = self.config.did.clone();
+        move |stream| matches!(stream.kind(), StreamKind::Participant { did, .. } if did == ours)
+    }
+
     async fn put_away(self, stream: StreamId, how: Retention) -> Result<(), JournalError> {
         let events = replay::events::<ParticipantEvent>(&*self.journal, &stream).await?;
         // A host acknowledges what was reported as failed; but a session that only could not continue can be restored
@@ -75,6 +81,7 @@ impl SessionJournal {
         if !events.iter().any(|event| matches!(event, ParticipantEvent::SessionEnded { .. })) {
             return Ok(());
         }
+        self.journal.remove(&StreamId::of_acknowledgements(&stream)).await?;
         match how {
             Retention::UntilArchived => self.journal.archive(&stream, self.clock.now()).await,
             Retention::Forget => self.journal.remove(&stream).await,
@@ -84,9 +91,7 @@ impl SessionJournal {
 
 impl Source<ParticipantNotice> for SessionJournal {
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {
-        let (streams, ours) = (self.journal.streams(), self.config.did.clone());
-        let is_ours =
-            move |stream: &StreamId| matches!(stream.kind(), StreamKind::Participant { did, .. } if did == ours);
+        let (streams, is_ours) = (self.journal.streams(), self.is_ours());
         async move { Ok(streams.await?.into_iter().filter(is_ours).collect()) }.boxed()
     }
 
@@ -94,12 +99,24 @@ impl Source<ParticipantNotice> for SessionJournal {
         self.clone().decisive(stream).boxed()
     }
 
-    fn archive(&self, stream: StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
-        match self.retention {
-            Retention::UntilArchived => self.clone().put_away(stream, Retention::UntilArchived).boxed(),
-            // It is removed when the session ends.
-            Retention::Forget => futures::future::ready(Ok(())).boxed(),
+    fn acknowledged(&self) -> BoxFuture<'static, Result<Vec<Position>, JournalError>> {
+        if self.retention == Retention::Forget {
+            return futures::future::ready(Ok(Vec::new())).boxed();
         }
+        let (journal, is_ours) = (Arc::clone(&self.journal), self.is_ours());
+        async move { acknowledged::read(&*journal, is_ours).await }.boxed()
+    }
+
+    fn acknowledge(&self, position: Position) -> BoxFuture<'static, Result<(), JournalError>> {
+        if self.retention == Retention::Forget {
+            // The journal of the session is removed when the session ends.
+            return futures::future::ready(Ok(())).boxed();
+        }
+        if position.step == Step::Ended {
+            return self.clone().put_away(position.stream, Retention::UntilArchived).boxed();
+        }
+        let journal = Arc::clone(&self.journal);
+        async move { acknowledged::write(&*journal, &position).await }.boxed()
     }
 }
 

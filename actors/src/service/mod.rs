@@ -42,25 +42,23 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
-pub use self::host::{CancelCohort, FinalizeCohort, LiveCohorts};
-pub use self::standing::OpenStanding;
 use self::{
-    cohort::{Beginning, CohortActor, CohortMessage},
+    cohort::{Beginning, CohortActor},
     notices::reformed,
     recover::CohortGone,
-    shared::{FormAgain, SendAgain, ServiceShared},
+    shared::{FormAgain, MemberMessage, SendAgain, ServiceShared},
     standing::StandingCohorts,
 };
 pub(crate) use self::{
-    host::InspectCohort,
+    cohort::{Cancel, Finalize, Inspect},
+    host::{LiveCohorts, ToCohort},
     source::CohortJournal,
-    standing::{LiveStanding, ToStanding},
+    standing::{LiveStanding, OpenStanding, ToStanding},
 };
-pub use crate::journal::Retention;
 use crate::{
     bans::BanBook,
     deliveries::Deliveries,
-    journal::Journal,
+    journal::{Journal, Retention},
     load::{Load, Mailbox},
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
@@ -82,37 +80,37 @@ const UNKNOWN_PERIOD: Duration = Duration::from_secs(60);
 
 /// The parts of an Aggregation Service.
 #[derive(Clone)]
-pub struct ServiceSettings {
+pub(crate) struct ServiceSettings {
     /// Its identity: a KEY DID.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// How it is reached.
-    pub transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
     /// The decisions of its operator.
-    pub policy: Arc<dyn ServicePolicy>,
+    pub(crate) policy: Arc<dyn ServicePolicy>,
     /// The beacon types that it supports.
-    pub beacons: BeaconRegistry,
+    pub(crate) beacons: BeaconRegistry,
     /// The key aggregation: direct, or through a cache shared with others in the process.
-    pub aggregator: Arc<dyn KeyAggregator>,
+    pub(crate) aggregator: Arc<dyn KeyAggregator>,
     /// Where events are stored.
-    pub journal: Arc<dyn Journal>,
+    pub(crate) journal: Arc<dyn Journal>,
     /// The time.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// The randomness.
-    pub randomness: Randomness,
+    pub(crate) randomness: Randomness,
     /// Where its notices are published.
-    pub notices: Notices<ServiceNotice>,
+    pub(crate) notices: Notices<ServiceNotice>,
     /// Where its messages are counted.
-    pub load: Load,
+    pub(crate) load: Load,
     /// The ban list.
-    pub bans: BanBook,
+    pub(crate) bans: BanBook,
     /// The seats of DIDs, addresses and invites.
-    pub seats: Seats,
+    pub(crate) seats: Seats,
     /// How often an actor that panics is restarted.
-    pub restarts: RestartIntensity,
+    pub(crate) restarts: RestartIntensity,
     /// What happens to the journal of a cohort that has ended.
-    pub retention: Retention,
+    pub(crate) retention: Retention,
     /// What standing cohorts need.
-    pub standing: StandingSettings,
+    pub(crate) standing: StandingSettings,
 }
 
 /// Why a cohort cannot be opened.
@@ -150,7 +148,7 @@ pub struct OpenCohort {
 }
 
 /// An Aggregation Service: the supervisor of its cohorts.
-pub struct AggregationService {
+pub(crate) struct AggregationService {
     settings: ServiceSettings,
     shared: Arc<ServiceShared>,
     cohort_journal: CohortJournal,
@@ -441,12 +439,11 @@ impl Handler<Delivery> for AggregationService {
             let detail = "no such cohort is running here";
             return self.reject(Some(&cohort_id), &Reject::new(RejectCode::WrongCohort, &message.from, detail));
         };
-        let queued = self.shared.load.queued(Mailbox::Cohort);
         // A cohort that has just ended will be reported soon. Without a receipt the sender sends the message again.
-        if let Err(SendError::Full(CohortMessage(message, _))) =
-            child.cohort.try_send(CohortMessage(message, queued))
-        {
-            tracing::warn!(%cohort_id, from = %message.from, "the cohort's mailbox is full, a message was dropped");
+        let message = MemberMessage::to(Mailbox::Cohort, message, &self.shared.load);
+        if let Err(SendError::Full(message)) = child.cohort.try_send(message) {
+            let from = &message.received.from;
+            tracing::warn!(%cohort_id, %from, "the cohort's mailbox is full, a message was dropped");
         }
     }
 }

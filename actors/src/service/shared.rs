@@ -12,12 +12,13 @@ use crate::{
     bans::BanBook,
     deliveries::Deliveries,
     journal::Journal,
-    load::Load,
+    load::{Load, Mailbox, QueuedMessage},
     notice::{Notices, ServiceNotice},
     policy::ServicePolicy,
     runtime::{Clock, Randomness},
     seats::Seats,
     supervision::RestartIntensity,
+    transport::Received,
 };
 
 /// The data that the service's actors share.
@@ -33,6 +34,21 @@ pub(crate) struct ServiceShared {
     pub(crate) seats: Seats,
     pub(crate) restarts: RestartIntensity,
     pub(crate) deliveries: Deliveries,
+}
+
+/// A received message on its way to a cohort or to its session. It is counted as waiting until it is dropped.
+#[derive(ActixMessage)]
+#[rtype(result = "()")]
+pub(crate) struct MemberMessage {
+    pub(crate) received: Received,
+    pub(crate) queued: QueuedMessage,
+}
+
+impl MemberMessage {
+    /// A message for that mailbox.
+    pub(crate) fn to(mailbox: Mailbox, received: Received, load: &Load) -> Self {
+        Self { received, queued: load.queued(mailbox) }
+    }
 }
 
 /// Open the cohort that replaces another one, unless it was opened already.

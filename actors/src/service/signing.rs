@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use actix::{
-    Actor, ActorContext, Addr, Context, Handler, Message as ActixMessage, Recipient, Supervised, dev::ContextFut,
-    prelude::SendError,
+    Actor, ActorContext, Addr, Context, Handler, Recipient, Supervised, dev::ContextFut, prelude::SendError,
 };
 use btcr2_aggregation_protocol::{
     cohort::event::SpendPath,
@@ -18,22 +17,16 @@ use btcr2_aggregation_protocol::{
     },
 };
 
-use super::shared::{FaultFound, SendAgain, ServiceShared, SigningEnded};
+use super::shared::{FaultFound, MemberMessage, SendAgain, ServiceShared, SigningEnded};
 use crate::{
     engine::{Driven, Engine, Replayed},
     journal::{JournalError, StreamId},
-    load::{Load, Mailbox, QueuedMessage},
     notice::ServiceNotice,
     span,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
     transport::{Outbound, Received, link::Link, send_in_turn},
     tree::{self, Row},
 };
-
-/// A message of a member for this session.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-struct SessionMessage(Received, QueuedMessage);
 
 /// The cohort to which a session reports.
 pub(crate) struct Parent {
@@ -65,12 +58,8 @@ impl Session {
     }
 
     /// Passes it a message of a member.
-    pub(crate) fn deliver(&self, received: Received, load: &Load) -> Result<(), SendError<()>> {
-        let sent = self.address.try_send(SessionMessage(received, load.queued(Mailbox::Session)));
-        sent.map_err(|error| match error {
-            SendError::Full(_) => SendError::Full(()),
-            SendError::Closed(_) => SendError::Closed(()),
-        })
+    pub(crate) fn deliver(&self, message: MemberMessage) -> Result<(), SendError<MemberMessage>> {
+        self.address.try_send(message)
     }
 
     /// Makes it send again what members still need.
@@ -215,11 +204,11 @@ impl Replayed for SigningSessionActor {
     }
 }
 
-impl Handler<SessionMessage> for SigningSessionActor {
+impl Handler<MemberMessage> for SigningSessionActor {
     type Result = ();
 
-    fn handle(&mut self, SessionMessage(received, waits): SessionMessage, ctx: &mut Self::Context) {
-        drop(waits);
+    fn handle(&mut self, MemberMessage { received, queued }: MemberMessage, ctx: &mut Self::Context) {
+        drop(queued);
         let Received { message, receipt, .. } = received;
         self.feed_received(SessionInput::Message(message), receipt, ctx);
     }

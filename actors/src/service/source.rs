@@ -22,7 +22,7 @@ use super::{
     signing::SigningSessionActor,
 };
 use crate::{
-    events::Source,
+    events::{Position, Source, Step, acknowledged},
     journal::{Journal, JournalError, Retention, StreamId, StreamKind},
     notice::ServiceNotice,
     runtime::{Clock, Randomness},
@@ -111,6 +111,7 @@ impl CohortJournal {
             _ => None,
         });
         let now = self.clock.now();
+        self.journal.remove(&StreamId::of_acknowledgements(&stream)).await?;
         // The cohort's own stream is last: while it exists, it names the streams that belong to it.
         for stream in sessions.chain([stream]) {
             match how {
@@ -140,7 +141,6 @@ impl CohortJournal {
 impl Source<ServiceNotice> for CohortJournal {
     fn streams(&self) -> BoxFuture<'static, Result<Vec<StreamId>, JournalError>> {
         let streams = self.journal.streams();
-        let is_cohort = |stream: &StreamId| matches!(stream.kind(), StreamKind::Cohort(_));
         async move { Ok(streams.await?.into_iter().filter(is_cohort).collect()) }.boxed()
     }
 
@@ -148,11 +148,27 @@ impl Source<ServiceNotice> for CohortJournal {
         self.clone().decisive(stream).boxed()
     }
 
-    fn archive(&self, stream: StreamId) -> BoxFuture<'static, Result<(), JournalError>> {
-        match self.retention {
-            Retention::UntilArchived => self.clone().put_away(stream, Retention::UntilArchived).boxed(),
-            // It is removed when the cohort ends.
-            Retention::Forget => futures::future::ready(Ok(())).boxed(),
+    fn acknowledged(&self) -> BoxFuture<'static, Result<Vec<Position>, JournalError>> {
+        if self.retention == Retention::Forget {
+            return futures::future::ready(Ok(Vec::new())).boxed();
         }
+        let journal = Arc::clone(&self.journal);
+        async move { acknowledged::read(&*journal, is_cohort).await }.boxed()
     }
+
+    fn acknowledge(&self, position: Position) -> BoxFuture<'static, Result<(), JournalError>> {
+        if self.retention == Retention::Forget {
+            // The journal of the cohort is removed when the cohort ends.
+            return futures::future::ready(Ok(())).boxed();
+        }
+        if position.step == Step::Ended {
+            return self.clone().put_away(position.stream, Retention::UntilArchived).boxed();
+        }
+        let journal = Arc::clone(&self.journal);
+        async move { acknowledged::write(&*journal, &position).await }.boxed()
+    }
+}
+
+fn is_cohort(stream: &StreamId) -> bool {
+    matches!(stream.kind(), StreamKind::Cohort(_))
 }

@@ -32,9 +32,9 @@ use crate::{
 /// Advertise a standing cohort.
 #[derive(Clone, Debug, ActixMessage)]
 #[rtype(result = "Result<CohortId, OpenCohortError>")]
-pub struct OpenStanding {
+pub(crate) struct OpenStanding {
     /// Its terms.
-    pub terms: StandingTerms,
+    pub(crate) terms: StandingTerms,
 }
 
 /// The standing cohorts that run.

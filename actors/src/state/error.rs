@@ -4,6 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 /// Why a state directory cannot be used, or an operation on it failed. Each text names the next step.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StateError {
     /// Another process has locked the directory.
     #[error(

@@ -78,6 +78,7 @@ struct Inner {
 
 /// A stream, without its records.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StreamSummary {
     /// Its name.
     pub stream: StreamId,
@@ -89,6 +90,7 @@ pub struct StreamSummary {
 
 /// The size of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StreamSize {
     /// The number of records.
     pub records: u64,

@@ -44,6 +44,7 @@ pub struct StreamDocument {
 
 /// The result of an import, by streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Imported {
     /// The number of streams that are new here.
     pub new: usize,
@@ -53,6 +54,7 @@ pub struct Imported {
 
 /// Why a cohort could not be exported or imported. Nothing was changed.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TransferError {
     /// The document is not a cohort's, or this program cannot run the cohort.
     #[error("the document is not one of a cohort that this program can take over: {0}")]
@@ -89,6 +91,8 @@ impl State {
                 | StreamKind::Standing(_)
                 | StreamKind::Number { .. }
                 | StreamKind::Seat(_)
+                // The events are delivered again where the cohort continues.
+                | StreamKind::Acknowledged(_)
                 | StreamKind::Other => false,
             };
             if belongs {

@@ -84,6 +84,7 @@ impl VaultEntry {
 
 /// A failure of the vault.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VaultError {
     /// There is an entry with other contents. An announcement is final, so neither of the two is discarded here.
     #[error("the vault has another record of {}'s cohort {} with {}", .0.did, .0.cohort_id, .0.service)]

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 /// An actor that has ended, and that no other actor replaces.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{actor} has ended: {reason}")]
+#[non_exhaustive]
 pub struct Gone {
     /// The actor's kind and identity.
     pub actor: String,

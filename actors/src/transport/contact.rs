@@ -64,6 +64,7 @@ impl Serialize for Purpose {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 #[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum ContactNotice {
     /// It cannot be reached; the attempts continue.
     Unreachable {

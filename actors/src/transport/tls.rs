@@ -34,6 +34,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 /// Why TLS cannot be set up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum TlsError {
     /// The text does not contain a certificate.
     #[error("no PEM certificate (BEGIN CERTIFICATE) to trust a server by")]

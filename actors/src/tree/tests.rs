@@ -44,7 +44,7 @@ use crate::{
     policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
     runtime::{Clock, Randomness},
     service::{OpenCohort, ServiceSettings},
-    supervision::{RestartIntensity, Vitals, sabotage},
+    supervision::{Vitals, sabotage},
     supervisor::{StartParticipant, StartService, Supervisor},
     transport::{
         Inbox, Transport,
@@ -164,17 +164,12 @@ impl Carrier {
 fn announcements(vitals: Vitals) -> Announcements {
     let change_key = Arc::new(ChangeKey::new(identity("change").secret_key()));
     let rules = Rules::new(Change::To(change_key.script_pubkey().to_owned()));
+    let (chain, journal) = (Arc::new(EventfulChain::new()), Arc::new(MemoryJournal::new()));
     let settings = AnnouncementSettings {
-        chain: Arc::new(EventfulChain::new()),
-        network: Network::Regtest,
         change_key: Some(change_key),
-        journal: Arc::new(MemoryJournal::new()),
-        clock: Clock::system(),
         poll: Duration::from_millis(5),
-        claims: Arc::default(),
-        notices: tokio::sync::broadcast::Sender::new(1 << 12),
-        restarts: RestartIntensity::default(),
         vitals,
+        ..AnnouncementSettings::new(chain, Network::Regtest, journal)
     };
     Announcements::new(settings, rules)
 }

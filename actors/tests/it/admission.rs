@@ -4,7 +4,6 @@ use crate::common::{Operator, World, cohort, on_paused_clock, settle};
 use btcr2_aggregation_actors::{
     notice::ServiceNotice,
     seats::{SeatLimit, SeatLimits, Seats},
-    service::CancelCohort,
 };
 
 #[test]
@@ -14,7 +13,7 @@ fn a_did_has_so_many_seats_and_no_more_until_a_cohort_ends() {
         let mut settings = world.service_settings("service", Operator);
         let limit = SeatLimit { cohorts: 2, pending: 1 };
         settings.seats = Seats::new(SeatLimits { did: limit, ..SeatLimits::default() });
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         world.updaters(1).await;
         let reason = |notice: &ServiceNotice| match notice {
             ServiceNotice::ParticipantRefused { reason, .. } => Some(reason.clone()),
@@ -32,7 +31,7 @@ fn a_did_has_so_many_seats_and_no_more_until_a_cohort_ends() {
             ["cohort-advertised", "participant-refused"],
             "nothing is journaled"
         );
-        service.address.do_send(CancelCohort { cohort_id: first.clone(), reason: "a test".to_owned() });
+        service.cancel(&first, "a test").await;
         service.ear.event(&first, "cohort-failed").await;
         settle().await;
         let third = service.open(cohort(2)).await;

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use crate::common::{Decliner, Operator, Updater, World, cohort, identity, key, on_paused_clock, pass, settle};
 use async_trait::async_trait;
-use btcr2_aggregation_actors::{
-    participant::LeaveCohort,
-    policy::{ParticipantPolicy, UpdateRequest},
-};
+use btcr2_aggregation_actors::policy::{ParticipantPolicy, UpdateRequest};
 use btcr2_aggregation_protocol::{
     cohort::{event::SessionEnd, participant::Advert},
     identity::Identity,
@@ -81,7 +78,7 @@ fn adverts_that_were_not_asked_for_take_no_session() {
         let member = identity("loyal");
         let mut settings = world.participant_settings(&member, Loyal(service.did().clone()));
         settings.max_sessions = 1;
-        let _participant = world.participant_with(settings).await;
+        let _participant = settings.start().await;
         for _ in 0..100 {
             outsiders.open(cohort(1)).await;
         }
@@ -119,7 +116,7 @@ fn a_participant_at_its_most_sessions_passes_adverts_over_until_there_is_room() 
         let member = identity("busy");
         let mut settings = world.participant_settings(&member, Decliner);
         settings.max_sessions = 1;
-        let participant = world.participant_with(settings).await;
+        let participant = settings.start().await;
         // Two members are required, and there is one: the first session lasts.
         let first = service.open(cohort(2)).await;
         world.members.event(member.did(), &first, "opt-in-accepted").await;
@@ -127,7 +124,7 @@ fn a_participant_at_its_most_sessions_passes_adverts_over_until_there_is_room() 
         pass(REPEAT * 2 + REPEAT / 2).await;
         assert!(world.members.names(&second).is_empty());
 
-        participant.do_send(LeaveCohort { service: service.did().clone(), cohort_id: first.clone() });
+        participant.membership(service.did(), &first).leave().await;
         assert_eq!(world.members.failed(member.did(), &first).await, SessionEnd::Left);
         world.members.event(member.did(), &second, "opt-in-accepted").await;
         let waited = world.elapsed();
@@ -144,7 +141,7 @@ fn a_repeated_advert_of_a_cohort_that_was_left_does_not_start_it_again() {
         let participant = world.participant(&member, Decliner).await;
         let cohort_id = service.open(cohort(2)).await;
         world.members.event(member.did(), &cohort_id, "opt-in-accepted").await;
-        participant.do_send(LeaveCohort { service: service.did().clone(), cohort_id: cohort_id.clone() });
+        participant.membership(service.did(), &cohort_id).leave().await;
         world.members.failed(member.did(), &cohort_id).await;
         let before = world.members.names(&cohort_id);
         service.ear.failed(&cohort_id).await;

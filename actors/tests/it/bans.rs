@@ -60,7 +60,7 @@ fn a_member_that_equivocates_is_on_record_with_both_envelopes_and_is_not_admitte
         settings.transport = Arc::new(site.server.clone());
         settings.clock = site.clock;
         let book = settings.bans.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let (liar, honest) = (identity("liar"), identity("honest"));
         let post = async |from: &Identity, body: Body| {
             let envelope = sealed(from, Some(service.identity.did()), body, site.now());
@@ -154,7 +154,7 @@ fn three_holdouts_are_a_ban_for_a_day() {
         let mut world = World::new();
         let settings = world.service_settings("service", Operator);
         let book = settings.bans.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         world.updaters(1).await;
         let silent = identity("silent");
         world.participant_on(&silent, Updater(silent.clone()), Tap::losing(&world.network, no_signatures)).await;
@@ -286,7 +286,7 @@ fn bans_by_address_or_invite_leave_nothing_behind() {
         let world = World::new();
         let settings = world.service_settings("service", Operator);
         let book = settings.bans.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let cohort_id = service.open(cohort(1)).await;
         let token = InviteToken::generate(&mut Randomness::Seeded([7; 32]).for_actor("invite"));
         book.add(Subject::Invite(token.id()), Timestamp::NEVER, None).unwrap();
@@ -354,7 +354,7 @@ fn an_unreadable_ban_list_delays_admissions() {
         let mut settings = world.service_settings("service", Operator);
         settings.bans = BanBook::open(&path, Arc::new(DefaultBans)).unwrap();
         std::fs::write(&path, "no list").unwrap();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         world.updaters(1).await;
         let cohort_id = service.open(cohort(1)).await;
         crate::common::pass(Duration::from_secs(60)).await;
@@ -370,7 +370,7 @@ fn a_second_nonce_is_refused_and_not_charged() {
         let world = World::new();
         let settings = world.service_settings("service", Operator);
         let book = settings.bans.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let member = identity("restored");
         let lossy = Tap::losing(&world.network, |body| !matches!(body, Body::NonceContribution(_)));
         for identity in [&member, &identity("silent")] {

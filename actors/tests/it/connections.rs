@@ -152,7 +152,7 @@ fn a_network_that_is_down_is_tried_with_exponential_backoff() {
             failures_left: Mutex::new(12),
             attempts: Arc::clone(&attempts),
         });
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let members = world.updaters(2).await;
         let cohort_id = service.open(cohort(2)).await;
         for member in &members {

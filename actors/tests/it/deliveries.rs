@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::common::{
-    Operator, Service, Updater, World, cohort, identity, on_paused_clock,
+    Operator, Service, ServiceSettings, Updater, World, cohort, identity, on_paused_clock,
     relays::{Mood, Moody, config, history, relay, transport},
     rounds::{members_on, quick, run, service_on},
     settle,
@@ -16,9 +16,9 @@ use crate::common::{
 use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     notice::ServiceNotice,
-    service::{OpenCohort, ServiceSettings},
+    service::OpenCohort,
     subject::NetworkAddress,
-    supervisor::End,
+    supervision::End,
     transport::{
         ConnectError, Connection, Delivery, Inbox, Outbound, Transport, combined::CombinedTransport,
         connection::spawn, memory::MemoryTransport,
@@ -133,7 +133,7 @@ fn members_that_never_fetch_are_left_out_and_cool_down() {
         });
         let settings = with(&world, carrier);
         let book = settings.bans.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let members = world.updaters(2).await;
         for identity in &absent {
             world.participant(identity, Updater(identity.clone())).await;
@@ -185,7 +185,7 @@ fn an_undelivered_nonce_request_leads_to_a_fallback() {
         let mut settings = world.service_settings("service", Operator);
         settings.transport = Arc::new(nostr());
         let book = settings.bans.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let members = members_on(&world, 3, nostr).await;
         let cohort_id = service.open(quick(3)).await;
         let result = service.ear.completed(&cohort_id).await;
@@ -207,7 +207,7 @@ fn an_undelivered_signing_session_fails_and_names_the_carrier() {
         let mut settings = world.service_settings("service", Operator);
         settings.transport = Arc::new(nostr());
         let book = settings.bans.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         members_on(&world, 2, nostr).await;
         let mut open = quick(2);
         // The relay has to refuse it before that, on a machine that is busy with other tests too.
@@ -256,12 +256,12 @@ fn of_two_kinds_of_carriers_the_one_that_can_carry_a_cohort_gets_its_advert() {
         let narrow =
             Carrier { network: MemoryTransport::new(), limit: Some(3), adverts: Arc::default(), ..wide.clone() };
         let alone = service_on(&world, narrow.clone()).await;
-        let refused = alone.address.send(cohort(4)).await.unwrap().unwrap_err().to_string();
+        let refused = alone.refuses(cohort(4)).await.to_string();
         assert!(refused.contains("4 members cannot be served"), "{refused}");
         let both = CombinedTransport::new(vec![Arc::new(narrow.clone()), Arc::new(wide.clone())]).unwrap();
         let mut settings = world.service_settings("both", Operator);
         settings.transport = Arc::new(both);
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let (large, fits) = (service.open(cohort(4)).await, service.open(cohort(3)).await);
         let mut open_ended = cohort(2);
         open_ended.conditions.max_participants = None;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::common::{
-    Operator, Service, Updater, WAITING, World, acknowledge, cohort, identity, on_paused_clock,
+    Operator, Service, Updater, World, acknowledge, cohort, identity, on_paused_clock,
     rigged::{Act, Rigged},
     settle,
 };
@@ -29,7 +29,7 @@ fn failing_at(event: &'static str) -> Rigged {
 async fn service_on(world: &World, journal: &Rigged) -> Service {
     let mut settings = world.service_settings("service", Operator);
     settings.journal = Arc::new(journal.clone());
-    world.service_with(settings).await
+    settings.start().await
 }
 
 #[test]
@@ -57,8 +57,8 @@ fn a_session_whose_journal_failed_is_not_archived() {
         let (member, journal) = (identity("member"), failing_at("UpdateSubmitted"));
         let mut settings = world.participant_settings(&member, Updater(member.clone()));
         settings.journal = Arc::new(journal.clone());
-        let mut events = settings.events(WAITING);
-        world.participant_with(settings).await;
+        let participant = settings.start().await;
+        let mut events = participant.events();
         let cohort_id = service.open(cohort(1)).await;
         world.members.failed(member.did(), &cohort_id).await;
         acknowledge(&mut events, |notice| matches!(notice, ParticipantNotice::CohortFailed { .. })).await;
@@ -80,7 +80,7 @@ fn no_cohort_is_opened_once_the_journal_has_failed() {
         let cohort_id = service.open(cohort(1)).await;
         service.ear.failed(&cohort_id).await;
         settle().await;
-        let refused = service.address.send(cohort(1)).await.unwrap().unwrap_err();
+        let refused = service.refuses(cohort(1)).await;
         assert_eq!(refused, OpenCohortError::JournalFailed);
         assert!(refused.to_string().contains("started again"), "{refused}");
     });
@@ -125,11 +125,11 @@ fn a_successor_that_has_ended_is_not_opened_again_however_long_ago_it_was() {
             let stream = ended(&terms(&name, None), None).await;
             world.journal.archive(&stream, at).await.unwrap();
         }
-        let mut service = world.service_with(settings.clone()).await;
+        let mut service = settings.clone().start().await;
         settle().await;
         let reformed =
             service.ear.received().iter().any(|notice| matches!(**notice, ServiceNotice::CohortReformed { .. }));
         assert!(!reformed, "it has run, and ended");
-        assert_eq!(service.address.send(btcr2_aggregation_actors::service::LiveCohorts).await.unwrap(), []);
+        assert_eq!(service.live().await, []);
     });
 }

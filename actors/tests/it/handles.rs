@@ -208,6 +208,23 @@ fn a_journal_of_one_process_is_removed_without_acknowledgement() {
 }
 
 #[test]
+fn the_first_membership_is_known_after_the_stop() {
+    on_paused_clock(async {
+        let world = World::paused();
+        let (service, member) = (world.start().await, world.join().await);
+        let running = service.open(cohort(1)).await.unwrap();
+        running.outcome().await.unwrap();
+        let mut events = member.events();
+        member.stop().await;
+        // Nothing is published any more.
+        while events.next().await.is_some() {}
+        for _ in 0..64 {
+            assert_eq!(member.join_first().await.unwrap().cohort_id(), running.id());
+        }
+    });
+}
+
+#[test]
 fn handles_work_from_another_runtime() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {

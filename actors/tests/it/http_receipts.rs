@@ -13,7 +13,6 @@ use crate::http_support::{
 };
 use btcr2_aggregation_actors::{
     journal::Journal,
-    service::LiveCohorts,
     transport::{
         Delivery, Inbox, Transport,
         http::{HttpConfig, store::Rate},
@@ -186,7 +185,7 @@ fn after_a_restart_external_members_are_known_without_their_opt_ins() {
                 assert!(is(&answer, OK), "{answer:?}");
                 service.ear.event(&cohort_id, "data-distributed").await;
                 assert!(!inbox.ready().await.is_empty(), "what is still needed is sent again");
-                assert_eq!(service.address.send(LiveCohorts).await.unwrap(), [cohort_id]);
+                assert_eq!(service.live().await, [cohort_id]);
             })
             .await;
     });

@@ -10,8 +10,8 @@ use crate::http_support::{
 use btcr2_aggregation_actors::{
     runtime::Clock,
     state::{State, inboxes::StateInboxes, nonces::StateNonces},
+    supervision::End,
     supervision::Vitals,
-    supervisor::End,
     transport::{
         Delivery, Inbox, Outbound, Transport,
         http::{

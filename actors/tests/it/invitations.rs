@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     journal::{Record, StreamId},
     notice::ParticipantNotice,
-    participant::LeaveCohort,
     policy::{ParticipantPolicy, UpdateRequest},
 };
 use btcr2_aggregation_protocol::{
@@ -191,8 +190,7 @@ fn a_journal_of_memberships_that_has_grown_is_compacted() {
         world.journal.append(&stream, vec![record; 600]).await.unwrap();
         let participant = world.participant(&member, Undecided).await;
         // Answered when the journal is read, which takes place on another thread.
-        let leave = LeaveCohort { service: cohort.service.clone(), cohort_id: cohort.cohort_id.clone() };
-        participant.send(leave).await.unwrap();
+        participant.membership(&cohort.service, &cohort.cohort_id).leave().await;
         settle().await;
         let records = world.journal.read(&stream).await.unwrap();
         let [record] = &records[..] else { panic!("{} records", records.len()) };

@@ -22,7 +22,7 @@ use btcr2_aggregation_actors::{
         CohortView, FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest,
         UpdateRequest, Validation,
     },
-    service::{CancelCohort, LiveCohorts, OpenCohort},
+    service::OpenCohort,
 };
 use btcr2_aggregation_protocol::{
     cohort::{
@@ -145,7 +145,7 @@ async fn run_troubled(trouble: Trouble) -> Troubled {
     let failure = service.ear.failed(&failed).await;
     let after = world.elapsed();
     settle().await;
-    let live = service.address.send(LiveCohorts).await.expect("the service survives");
+    let live = service.live().await;
     assert!(live.is_empty(), "{live:?} should be over");
     Troubled { world, service, member, failed, failure, after }
 }
@@ -254,7 +254,7 @@ fn twenty_cohorts_at_once_complete_with_the_same_members_in_each() {
         }
         // All cohorts wait for their transactions at the same time, and every member is in all of them.
         settle().await;
-        assert_eq!(service.address.send(LiveCohorts).await.unwrap().len(), COHORTS);
+        assert_eq!(service.live().await.len(), COHORTS);
         assert_eq!(service.ear.count("validation-received"), COHORTS * 3);
         gate.add_permits(COHORTS);
         for cohort_id in &cohorts {
@@ -276,12 +276,12 @@ fn a_cancelled_cohort_touches_no_other() {
         let mut service = world.service("service", Operator).await;
         let cancelled = service.open(labelled(TROUBLED, 3)).await;
         let other = service.open(labelled(UNTROUBLED, 3)).await;
-        service.address.do_send(CancelCohort { cohort_id: cancelled.clone(), reason: "no interest".to_owned() });
+        service.cancel(&cancelled, "no interest").await;
         let failure = service.ear.failed(&cancelled).await;
         assert_eq!(failure, CohortFailure::Cancelled { reason: "no interest".to_owned() });
         world.updaters(3).await;
         service.ear.completed(&other).await;
-        assert_eq!(service.address.send(LiveCohorts).await.unwrap(), []);
+        assert_eq!(service.live().await, []);
         assert_eq!(world.members.names(&cancelled), Vec::<String>::new(), "no member joins an ended cohort");
     });
 }
@@ -299,7 +299,7 @@ fn a_cohort_cancelled_while_it_signs_takes_its_session_with_it() {
             world.members.event(member.did(), &cohort_id, "signature-sent").await;
         }
         settle().await;
-        service.address.do_send(CancelCohort { cohort_id: cohort_id.clone(), reason: "enough".to_owned() });
+        service.cancel(&cohort_id, "enough").await;
         service.ear.failed(&cohort_id).await;
         let last = service.ear.names(&cohort_id).len();
         pass(cohort(3).timing.signing_timeout * 4).await;
@@ -371,7 +371,7 @@ fn two_services_may_choose_one_identifier_for_their_cohorts() {
         settings.identity = identity("another service");
         // One journal for each service: a service's own streams are only named by its cohorts.
         settings.journal = Arc::new(btcr2_aggregation_actors::journal::MemoryJournal::new());
-        let mut second = world.service_with(settings).await;
+        let mut second = settings.start().await;
         let members = world.updaters(2).await;
         let cohort_id = first.open(cohort(2)).await;
         assert_eq!(second.open(cohort(2)).await, cohort_id, "one seed for both");

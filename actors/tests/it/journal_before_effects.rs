@@ -13,7 +13,6 @@ use crate::common::{
 use btcr2_aggregation_actors::{
     journal::{Archived, Journal, JournalError, MemoryJournal, Record, StreamId},
     notice::ServiceNotice,
-    service::LiveCohorts,
 };
 use btcr2_aggregation_protocol::{cohort::event::SessionEnd, did::Did, id::CohortId, time::Timestamp};
 use futures::{FutureExt, future::BoxFuture};
@@ -113,7 +112,7 @@ async fn delayed_service(world: &World, journal: &Delayed) -> (Service, Tap) {
     let mut settings = world.service_settings("service", Operator);
     settings.journal = Arc::new(journal.clone());
     settings.transport = Arc::new(tap.clone());
-    (world.service_with(settings).await, tap)
+    (settings.start().await, tap)
 }
 
 /// The members whose opt-ins the service has published, in that order.
@@ -200,7 +199,7 @@ fn a_member_sends_nothing_before_its_event_is_durable() {
         let mut settings = world.participant_settings(&member, Updater(member.clone()));
         settings.journal = Arc::new(journal.clone());
         settings.transport = Arc::new(tap.clone());
-        world.participant_with(settings).await;
+        settings.start().await;
         let cohort_id = service.open(cohort(1)).await;
         settle().await;
         let steps = [
@@ -300,11 +299,11 @@ fn a_cohort_whose_journal_fails_sends_nothing_of_the_lost_event() {
         assert_eq!(service.ear.names(&cohort_id), ["cohort-advertised", "cohort-failed"]);
         pass(Duration::from_secs(7200)).await;
         assert_eq!(tap.sent(), ["keygen/cohort_advert"]);
-        assert_eq!(service.address.send(LiveCohorts).await.unwrap(), []);
+        assert_eq!(service.live().await, []);
         assert_eq!(world.members.count("opt-in-accepted"), 0);
 
         // Nothing is promised on that journal any more.
-        assert!(service.address.send(cohort(2)).await.unwrap().is_err());
+        assert!(service.handle.open(cohort(2)).await.is_err());
     });
 }
 
@@ -339,7 +338,7 @@ fn a_member_whose_journal_fails_leaves_without_a_message() {
         let mut settings = world.participant_settings(&member, Updater(member.clone()));
         settings.journal = Arc::new(journal.clone());
         settings.transport = Arc::new(tap.clone());
-        world.participant_with(settings).await;
+        settings.start().await;
         let cohort_id = service.open(cohort(1)).await;
         settle().await;
         journal.answer(0).await;

@@ -221,6 +221,7 @@ fn a_name_identifies_the_subject_of_the_stream() {
     let participant_did = member.clone();
     assert_eq!((did, service, cohort_id.as_str()), (member, coordinator, "a/b"));
     assert!(matches!(kind("cohort/a/b"), StreamKind::Cohort(id) if id.as_str() == "a/b"));
+    assert_eq!(kind("acknowledged/cohort/a/b"), StreamKind::Acknowledged(stream("cohort/a/b")));
     assert!(matches!(kind("signing/x"), StreamKind::Signing(id) if id.as_str() == "x"));
     let membership = kind(&format!("membership/{}", participant_did));
     assert_eq!(membership, StreamKind::Membership(participant_did));

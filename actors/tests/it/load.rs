@@ -12,7 +12,7 @@ fn each_message_of_a_round_is_counted_once() {
         let load = Load::default();
         let mut settings = world.service_settings("service", Operator);
         settings.load = load.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         world.updaters(3).await;
         let cohort_id = service.open(cohort(3)).await;
         service.ear.completed(&cohort_id).await;
@@ -49,7 +49,7 @@ fn what_comes_while_a_cohort_is_brought_back_waits() {
         let (journal, left) = Rigged::panicking("cohort/", "OptInReceived", 5, false);
         let mut settings = world.service_settings("service", Operator);
         (settings.load, settings.journal) = (load.clone(), Arc::new(journal));
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let cohort_id = service.open(cohort(3)).await;
         world.updaters(3).await;
         let mut waited = 0;

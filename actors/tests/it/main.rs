@@ -5,6 +5,7 @@
 mod common;
 mod http_support;
 
+mod acknowledgements;
 mod admission;
 mod adverts;
 mod bans;

@@ -29,7 +29,7 @@ async fn service_again(world: &World, transport: NostrTransport) -> Service {
     let mut settings = world.service_settings("service", Operator);
     settings.transport = Arc::new(transport);
     settings.randomness = Randomness::System;
-    world.service_with(settings).await
+    settings.start().await
 }
 
 /// A world that starts this long after the other one's current time.

@@ -266,7 +266,7 @@ fn a_cas_cohort_that_could_outgrow_its_messages_is_refused_when_it_is_opened() {
         let service = service_on(&world, transport(config(&[relay.url()]), world.clock)).await;
         let limit = max_members(&BeaconType::cas()).expect("CAS cohorts have a limit");
         let asked = u32::try_from(limit).expect("a number of members") + 1;
-        let refused = service.address.send(cohort(asked)).await.expect("the service runs").expect_err("too many");
+        let refused = service.refuses(cohort(asked)).await;
         let beacon_type = BeaconType::cas();
         assert_eq!(
             refused,

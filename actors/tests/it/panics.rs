@@ -20,7 +20,6 @@ use btcr2_aggregation_actors::{
         CohortView, FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, SigningRequest,
         TransactionRequest, UpdateRequest, Validation,
     },
-    service::LiveCohorts,
 };
 use btcr2_aggregation_protocol::{
     cohort::{
@@ -38,7 +37,7 @@ async fn service_on(world: &mut World, journal: Rigged) -> Service {
     world.updaters(2).await;
     let mut settings = world.service_settings("service", Operator);
     settings.journal = Arc::new(journal);
-    world.service_with(settings).await
+    settings.start().await
 }
 
 async fn assert_unnoticed(world: &mut World, service: &mut Service, cohort_id: &CohortId, path: SpendPath) {
@@ -91,7 +90,7 @@ fn survives(prefix: &str, event: &str, times: usize, stored: bool) {
         settle().await;
         assert_eq!(*left.lock().unwrap(), 0, "{event} has not panicked so often");
         assert_eq!(service.ear.count("cohort-restarted"), times, "{event}");
-        assert_eq!(service.address.send(LiveCohorts).await.unwrap(), []);
+        assert_eq!(service.live().await, []);
     });
 }
 
@@ -139,7 +138,7 @@ fn the_sixth_panic_within_a_minute_ends_the_cohort_alone_with_a_reason() {
             let other = service.open(cohort(2)).await;
             assert_unnoticed(&mut world, &mut service, &other, SpendPath::KeyPath).await;
             settle().await;
-            assert_eq!(service.address.send(LiveCohorts).await.unwrap(), []);
+            assert_eq!(service.live().await, []);
         });
     }
 }
@@ -172,7 +171,7 @@ fn member_survives(event: &str, times: usize, stored: bool) -> (SpendPath, bool)
         let member = identity("panicking");
         let mut settings = world.participant_settings(&member, Updater(member.clone()));
         settings.journal = Arc::new(journal);
-        world.participant_with(settings).await;
+        settings.start().await;
         let cohort_id = service.open(cohort(3)).await;
         let result = service.ear.completed(&cohort_id).await;
         let records = world.members.records(&cohort_id, 3).await;
@@ -208,7 +207,7 @@ fn a_member_survives_five_panics_and_leaves_at_the_sixth() {
         let member = identity("panicking");
         let mut settings = world.participant_settings(&member, Updater(member.clone()));
         settings.journal = Arc::new(journal);
-        world.participant_with(settings).await;
+        settings.start().await;
         let troubled = service.open(cohort(1)).await;
         let end = world.members.failed(member.did(), &troubled).await;
         assert!(!matches!(end, SessionEnd::TimedOut { .. }), "{end:?}");

@@ -82,7 +82,7 @@ fn an_unreached_member_is_not_an_offender() {
         let mut settings = world.service_settings("service", Operator);
         settings.transport = std::sync::Arc::new(nostr());
         let book = settings.bans.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         members_on(&world, 2, nostr).await;
         let mut open = quick(2);
         open.timing.phase_timeout = Duration::from_secs(3);
@@ -157,7 +157,7 @@ fn a_cohort_that_no_relay_can_carry_is_not_opened() {
         let nostr = transport(config(&[&small]), world.clock);
         nostr.learn().await;
         let service = service_on(&world, nostr).await;
-        let refused = service.address.send(cohort(40)).await.expect("the service runs").expect_err("too many");
+        let refused = service.refuses(cohort(40)).await;
         assert!(refused.to_string().contains("40 members cannot be served"), "{refused}");
         service.open(cohort(2)).await;
         // Another relay accepts what this one refuses.

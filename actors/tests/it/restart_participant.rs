@@ -2,17 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::Actor;
 use btcr2_aggregation_actors::{
     journal::{Journal, StreamId},
     notice::ParticipantNotice,
     policy::{ParticipantPolicy, UpdateRequest},
-    supervisor::{StartParticipant, Supervisor},
 };
 use btcr2_aggregation_protocol::{cohort::event::SpendPath, identity::Identity, update::Submission};
 
 use crate::common::{
-    Ear, Operator, Updater, WAITING, World, acknowledge, cohort, identity, on_paused_clock, pass,
+    Ear, Operator, Updater, World, acknowledge, cohort, identity, on_paused_clock, pass,
     process::{Process, member_of},
     rigged::{Act, Rigged},
     settle,
@@ -98,10 +96,7 @@ fn records_are_delivered_at_each_restart_until_acknowledged() {
         drop(process);
         for archive in [false, true] {
             world.members = Ear::new(&world.member_notices);
-            let supervisor = Supervisor::default().start();
-            let settings = world.participant_settings(&member, Updater(member.clone()));
-            let mut events = settings.events(WAITING);
-            supervisor.send(StartParticipant(settings)).await.unwrap();
+            let participant = world.participant(&member, Updater(member.clone())).await;
             settle().await;
             let names = world.members.names(&cohort_id);
             assert_eq!(
@@ -109,8 +104,10 @@ fn records_are_delivered_at_each_restart_until_acknowledged() {
                 ["session-recovered", "data-approved", "signature-sent", "cohort-complete", "cohort-over"]
             );
             if archive {
+                let mut events = participant.events();
                 acknowledge(&mut events, |notice| matches!(notice, ParticipantNotice::CohortOver { .. })).await;
             }
+            participant.stop().await;
         }
         world.members = Ear::new(&world.member_notices);
         let _process = member_of(&world, &member).await;

@@ -8,11 +8,7 @@ use crate::common::{
     process::{Process, service_of},
     tap::{Tap, no_signatures},
 };
-use btcr2_aggregation_actors::{
-    notice::ServiceNotice,
-    service::{LiveCohorts, OpenCohort},
-    state::State,
-};
+use btcr2_aggregation_actors::{notice::ServiceNotice, service::OpenCohort, state::State};
 use btcr2_aggregation_protocol::{
     cohort::event::{CohortFailure, SpendPath},
     did::Did,
@@ -181,7 +177,7 @@ fn the_end_is_delivered_at_each_restart_until_acknowledged() {
         let (process, mut service) = service_of(&world).await;
         process.run(crate::common::settle()).await;
         assert_eq!(service.ear.names(&cohort_id), Vec::<String>::new());
-        assert_eq!(process.run(service.address.send(LiveCohorts)).await.unwrap(), []);
+        assert_eq!(process.run(service.live()).await, []);
         let archived = world.journal.archived().await.unwrap();
         assert_eq!(archived.len(), 2, "the cohort and its session: {archived:?}");
     });

@@ -24,7 +24,7 @@ use btcr2_aggregation_actors::{
         CohortView, FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest,
         UpdateRequest,
     },
-    service::{CancelCohort, OpenCohort},
+    service::OpenCohort,
     transport::Delivery,
 };
 use btcr2_aggregation_protocol::{
@@ -374,7 +374,7 @@ fn all_members_are_notified_of_the_end() {
         service.ear.completed(&good).await;
         let bad = service.open(cohort(3)).await;
         service.ear.event(&bad, "update-received").await;
-        service.address.do_send(CancelCohort { cohort_id: bad.clone(), reason: "enough".to_owned() });
+        service.cancel(&bad, "enough").await;
         for did in members.iter().map(Identity::did).chain([&waiting]) {
             world.members.event(did, &good, "cohort-over").await;
             let end = world.members.failed(did, &bad).await;

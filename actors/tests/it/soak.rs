@@ -1,5 +1,5 @@
-//! Ended cohorts leave nothing behind in a service that continues: neither in memory nor in a journal with
-//! [`Retention::Forget`].
+//! Ended cohorts leave nothing behind in a service that continues: neither in memory nor in a journal that does not outlive
+//! the process.
 //!
 //! The daily run has a hundred cohorts. The long run has 2,000, or `SOAK_COHORTS`, and measures the memory of the
 //! process: `cargo test --release -p btcr2-aggregation-actors --test it soak -- --ignored --nocapture`.
@@ -7,22 +7,17 @@
 use std::sync::Arc;
 
 use crate::common::{
-    Operator, Updater, World, cohort, identity, on_paused_clock, pass, settle,
+    Operator, Service, Updater, World, cohort, identity, on_paused_clock, pass, settle,
     tap::{Tap, no_signatures},
 };
-use btcr2_aggregation_actors::{
-    notice::{Notices, ParticipantNotice, ServiceNotice},
-    service::{AggregationService, LiveCohorts, Retention},
-    supervisor::{StartParticipant, StartService},
-};
-use btcr2_aggregation_protocol::id::CohortId;
+use btcr2_aggregation_actors::notice::{Notices, ParticipantNotice, ServiceNotice};
 
 const MEMBERS: usize = 3;
 
 /// Settings for a service and members that run permanently: they forget ended cohorts.
 struct Soaked {
     world: World,
-    service: actix::Addr<AggregationService>,
+    service: Service,
     notices: Notices<ServiceNotice>,
 }
 
@@ -31,18 +26,18 @@ async fn start(silent: bool) -> Soaked {
     // Short queues, so that unread notices do not look like a leak.
     let notices = Notices::new(256);
     let mut settings = world.service_settings("service", Operator);
-    settings.retention = Retention::Forget;
+    settings.is_transient = true;
     settings.notices = notices.clone();
-    let service = world.supervisor.send(StartService(settings)).await.unwrap();
+    let service = settings.start().await;
     for number in 0..MEMBERS {
         let identity = identity(&format!("member {number}"));
         let mut settings = world.participant_settings(&identity, Updater(identity.clone()));
-        settings.retention = Retention::Forget;
+        settings.is_transient = true;
         settings.notices = Notices::<ParticipantNotice>::new(256);
         if silent && number == 0 {
             settings.transport = Arc::new(Tap::losing(&world.network, no_signatures));
         }
-        world.supervisor.send(StartParticipant(settings)).await.unwrap();
+        settings.start().await;
     }
     Soaked { world, service, notices }
 }
@@ -50,7 +45,7 @@ async fn start(silent: bool) -> Soaked {
 impl Soaked {
     async fn round(&self) {
         let mut received = self.notices.subscribe();
-        let cohort_id: CohortId = self.service.send(cohort(MEMBERS as u32)).await.unwrap().unwrap();
+        let cohort_id = self.service.open(cohort(MEMBERS as u32)).await;
         loop {
             match &*received.recv().await.unwrap() {
                 ServiceNotice::SigningComplete { cohort_id: done, .. } if *done == cohort_id => return,
@@ -64,7 +59,7 @@ impl Soaked {
 
     async fn assert_empty(&self) {
         settle().await;
-        assert_eq!(self.service.send(LiveCohorts).await.unwrap(), []);
+        assert_eq!(self.service.live().await, []);
         let streams = self.world.journal.streams().await.unwrap();
         assert!(streams.is_empty(), "{} streams are left: {:?}", streams.len(), streams.first());
         assert_eq!(self.world.journal.archived().await.unwrap(), []);
@@ -95,10 +90,10 @@ fn of_cohorts_that_fail_or_fall_back_nothing_is_left() {
             {
                 *fallback_threshold = Some(2);
             }
-            soaked.service.send(open).await.unwrap().unwrap();
+            soaked.service.open(open).await;
             pass(std::time::Duration::from_secs(7200)).await;
         }
-        soaked.service.send(cohort(MEMBERS as u32)).await.unwrap().unwrap();
+        soaked.service.open(cohort(MEMBERS as u32)).await;
         pass(std::time::Duration::from_secs(48 * 3600)).await;
         soaked.assert_empty().await;
     });

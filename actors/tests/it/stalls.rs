@@ -11,17 +11,14 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{GatedOperator, Operator, Updater, World, cohort, identity};
-use actix::Actor;
+use crate::common::{GatedOperator, Operator, ServiceSettings, Updater, World, cohort, identity};
 use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     bans::{BanBook, DefaultBans},
     journal::Journal,
     notice::Notices,
     policy::{ParticipantPolicy, UpdateRequest},
-    service::ServiceSettings,
     state::State,
-    supervisor::{StartParticipant, Supervisor},
 };
 use btcr2_aggregation_protocol::{
     cohort::{
@@ -103,9 +100,8 @@ fn members(world: &World, silent: u32) -> impl FnOnce() + use<> {
     let thread = thread::spawn(move || {
         let system = actix_rt::System::new();
         system.block_on(async {
-            let supervisor = Supervisor::default().start();
             for settings in settings {
-                supervisor.send(StartParticipant(settings)).await.unwrap();
+                settings.start().await;
             }
         });
         started.send(actix_rt::System::current()).unwrap();
@@ -140,7 +136,7 @@ fn bans_of_400_silent_members_stall_it_no_longer() {
         let mut settings = world.service_settings("service", Operator);
         settings.bans = BanBook::open(&directory.path().join("bans.redb"), Arc::new(DefaultBans)).unwrap();
         let bans = settings.bans.clone();
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let stop = members(&world, 400);
         let pulse = Pulse::start();
         let mut open = cohort(MEMBERS);
@@ -165,13 +161,13 @@ fn replaying_a_cohort_of_1000_stalls_it_no_longer() {
         settings.journal = Arc::clone(&journal);
         settings.aggregator = Arc::new(DirectAggregator);
         let again = ServiceSettings { notices: Notices::new(1 << 14), ..settings.clone() };
-        let mut service = world.service_with(settings).await;
+        let mut service = settings.start().await;
         let stop = members(&world, 0);
         let cohort_id = service.open(cohort(MEMBERS)).await;
         service.ear.event(&cohort_id, "data-distributed").await;
         // As a second process would, with the same journal.
         let pulse = Pulse::start();
-        let mut service = world.service_with(again).await;
+        let mut service = again.start().await;
         service.ear.event(&cohort_id, "cohort-recovered").await;
         pulse.assert_short();
         stop();

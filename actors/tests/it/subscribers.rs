@@ -17,7 +17,7 @@ fn a_slow_subscriber_delays_no_other_and_counts_its_losses() {
         let mut settings = world.service_settings("service", Operator);
         settings.notices = Notices::new(ROOM as usize);
         let mut slow = settings.notices.subscribe();
-        let service = world.service_with(settings).await;
+        let service = settings.start().await;
         world.updaters(3).await;
         let cohort_id = service.open(cohort(3)).await;
 
@@ -61,10 +61,9 @@ fn a_service_without_subscribers_works_all_the_same() {
         let mut world = World::new();
         let mut settings = world.service_settings("service", Operator);
         settings.notices = Notices::new(1);
-        let service =
-            world.supervisor.send(btcr2_aggregation_actors::supervisor::StartService(settings)).await.unwrap();
+        let service = settings.start().await;
         world.updaters(2).await;
-        let cohort_id = service.send(cohort(2)).await.unwrap().unwrap();
+        let cohort_id = service.open(cohort(2)).await;
         world.members.records(&cohort_id, 2).await;
     });
 }

@@ -9,7 +9,7 @@ use crate::common::{
 };
 use btcr2_aggregation_actors::{
     notice::{CohortResult, ServiceNotice},
-    service::{LiveCohorts, OpenCohort},
+    service::OpenCohort,
 };
 use btcr2_aggregation_protocol::{
     beacon::BeaconType, cohort::event::SpendPath, did::Did, id::CohortId, identity::Identity, sidecar::MemberRecord,
@@ -152,7 +152,7 @@ fn assert_whole_round(beacon_type: BeaconType) {
 
         let Round { cohort_id, result, records } = &round;
         assert_replays(&world, &service, &open, cohort_id, result, &members, records).await;
-        assert!(service.address.send(LiveCohorts).await.expect("the service runs").is_empty());
+        assert!(service.live().await.is_empty());
     });
 }
 
@@ -240,7 +240,7 @@ fn under_a_seed_a_cohort_opened_after_another_ended_is_another_cohort() {
         let mut service = world.service("service", Operator).await;
         world.updaters(2).await;
         let first = complete(&mut world, &mut service, &cohort(2), 2).await;
-        while !service.address.send(LiveCohorts).await.unwrap().is_empty() {
+        while !service.live().await.is_empty() {
             tokio::task::yield_now().await;
         }
         let second = complete(&mut world, &mut service, &cohort(2), 2).await;

@@ -13,7 +13,6 @@ use btcr2_aggregation::{
         announcement::{Address, AnnouncementError, AnnouncementSettings, Announcements},
         journal::{Journal, MemoryJournal, Record, StreamId},
         runtime::Clock,
-        supervision::{RestartIntensity, Vitals},
     },
     bitcoin::{
         announcement::{
@@ -29,7 +28,7 @@ use btcr2_aggregation::{
         error::Reject, hash::SignalBytes, id::CohortId, machine, network::Network, output::Change, time::Timestamp,
     },
 };
-use tokio::sync::broadcast::{self, Receiver};
+use tokio::sync::broadcast::Receiver;
 
 pub const SIGNAL: SignalBytes = SignalBytes::from_bytes([0x51; 32]);
 
@@ -111,19 +110,11 @@ impl World {
         let mut rules = Rules::new(Change::To(change_key.script_pubkey().to_owned()));
         rules.fees = fees;
         let journal = Arc::new(MemoryJournal::new());
-        let (sender, notices) = broadcast::channel(1 << 12);
-        let settings = AnnouncementSettings {
-            chain: blocks.chain(),
-            network: Network::Regtest,
-            change_key: Some(change_key),
-            journal: Arc::clone(&journal) as Arc<dyn Journal>,
-            clock: Clock::starting_at(Timestamp::from_secs(1_700_000_000)),
-            poll: Duration::from_secs(30),
-            claims: Arc::default(),
-            notices: sender,
-            restarts: RestartIntensity::default(),
-            vitals: Vitals::default(),
-        };
+        let mut settings =
+            AnnouncementSettings::new(blocks.chain(), Network::Regtest, Arc::clone(&journal) as Arc<dyn Journal>);
+        settings.change_key = Some(change_key);
+        settings.clock = Clock::starting_at(Timestamp::from_secs(1_700_000_000));
+        let notices = settings.notices.subscribe();
         let beacon = Beacon::new("announcement", 3, 20);
         let watch = open(&rules, &settings).await;
         let mut world =

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use btcr2_aggregation::{
     actors::{
         journal::{Archived, Journal, JournalError, Record, StreamId},
-        supervisor::End,
+        supervision::End,
         transport::{ConnectError, Connection, Delivery, Inbox, Outbound, Transport, Unsent},
     },
     protocol::{beacon::BeaconType, did::Did, identity::Identity, message::Message, time::Timestamp},

@@ -30,14 +30,14 @@ use serde_json::Value;
 
 use super::{
     notices::{end_of, replayed},
-    shared::{FaultFound, FormAgain, SendAgain, ServiceShared, SigningEnded},
+    shared::{FaultFound, FormAgain, MemberMessage, SendAgain, ServiceShared, SigningEnded},
     signing::{Parent, PreviousRun, Session, SigningSessionActor},
 };
 use crate::{
     engine::{Driven, Engine, Replayed},
     evidence::EvidenceBook,
     journal::StreamId,
-    load::QueuedMessage,
+    load::Mailbox,
     notice::ServiceNotice,
     policy::CohortView,
     seats::Seat,
@@ -52,11 +52,6 @@ use crate::{
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 struct SessionGone(End);
-
-/// A message of a member, or of a participant that opts in.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub(crate) struct CohortMessage(pub(crate) Received, pub(crate) QueuedMessage);
 
 /// Form the cohort with its current members.
 #[derive(ActixMessage)]
@@ -370,11 +365,11 @@ impl Replayed for CohortActor {
     }
 }
 
-impl Handler<CohortMessage> for CohortActor {
+impl Handler<MemberMessage> for CohortActor {
     type Result = ();
 
-    fn handle(&mut self, CohortMessage(received, waits): CohortMessage, ctx: &mut Self::Context) {
-        drop(waits);
+    fn handle(&mut self, MemberMessage { received, queued }: MemberMessage, ctx: &mut Self::Context) {
+        drop(queued);
         if self.turns_away(&received) {
             return received.receipt.confirm();
         }
@@ -387,7 +382,9 @@ impl Handler<CohortMessage> for CohortActor {
         }
         match &self.session {
             Some(session) if for_session => {
-                if let Err(error) = session.deliver(received, &self.shared.load) {
+                if let Err(error) =
+                    session.deliver(MemberMessage::to(Mailbox::Session, received, &self.shared.load))
+                {
                     tracing::warn!(cohort_id = %self.cohort_id(), %error, "a message for the signing session was dropped");
                 }
             }

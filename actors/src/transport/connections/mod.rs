@@ -82,6 +82,7 @@ impl Default for ConnectionLimits {
 
 /// The current connections, and counts of closed ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ConnectionsReport {
     /// Connections whose handshake or first request is not complete.
     pub opening: usize,

@@ -2,6 +2,7 @@
 
 /// Every refusal of a request, with the status and code of the wire format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Refusal {
     /// The body is larger than the limit.
     PayloadTooLarge,

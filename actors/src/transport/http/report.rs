@@ -46,6 +46,7 @@ impl Limit {
 
 /// A server's current contents, and its refusals so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HttpReport {
     /// The number of inboxes.
     pub inboxes: usize,

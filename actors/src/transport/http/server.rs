@@ -75,8 +75,8 @@ pub struct HttpServerParts {
     pub inboxes: Arc<dyn InboxStore>,
     /// The limits on sockets, if the host registers them in [`HttpServer::connections`].
     pub connections: ConnectionLimits,
-    /// Where the end of the server's actors is reported, if they are given up after too many panics: those of the
-    /// [`Supervisor`](crate::supervisor::Supervisor), so that a host observes one value.
+    /// Where the end of the server's actors is reported, if they are given up after too many panics. The service may share
+    /// it ([`ServiceBuilder::vitals`](crate::handle::ServiceBuilder::vitals)), so that a host observes one value.
     pub vitals: Vitals,
 }
 

@@ -67,6 +67,7 @@ impl Probe {
 /// The results of a check.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[non_exhaustive]
 pub struct RelayCheck {
     /// Its address.
     pub url: String,

@@ -95,6 +95,7 @@ impl NostrConfig {
 
 /// Settings that cannot work.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NostrConfigError {
     /// No peer could be reached.
     #[error("no relays: at least one is needed")]

@@ -24,6 +24,7 @@ pub(super) fn shown(url: &RelayUrl) -> String {
 /// The counts of one relay so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[non_exhaustive]
 pub struct RelayReport {
     /// Its address.
     pub url: String,

@@ -1,6 +1,7 @@
 //! A service, its participants and their policies, for tests of the public API.
 
 pub mod fake_server;
+pub mod member;
 pub mod peers;
 pub mod process;
 pub mod relays;
@@ -12,18 +13,18 @@ pub mod tap;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
-use actix::{Actor, Addr};
 use async_trait::async_trait;
 use bitcoin::{Amount, FeeRate, OutPoint, Txid, hashes::Hash};
 use btcr2_aggregation_actors::{
+    bans::{BanBook, DefaultBans},
+    handle::Participant,
     journal::{Journal, MemoryJournal},
+    load::Load,
     notice::{CohortResult, Notices, ParticipantNotice, ServiceNotice},
-    participant::{ParticipantActor, ParticipantSettings},
     policy::{FundedTransaction, ParticipantPolicy, PolicyError, ServicePolicy, TransactionRequest, UpdateRequest},
     runtime::{Clock, Randomness},
-    service::{OpenCohort, Retention, ServiceSettings},
-    supervision::RestartIntensity,
-    supervisor::{StartParticipant, StartService, Supervisor},
+    seats::Seats,
+    service::OpenCohort,
     transport::{Transport, memory::MemoryTransport},
 };
 use btcr2_aggregation_protocol::{
@@ -55,7 +56,10 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::service::{Service, acknowledge};
+pub use self::{
+    member::ParticipantSettings,
+    service::{Service, ServiceSettings, acknowledge},
+};
 
 pub const NETWORK: Network = Network::Regtest;
 
@@ -63,7 +67,7 @@ pub const NETWORK: Network = Network::Regtest;
 const NOTICES: usize = 1 << 14;
 
 /// How many transient events wait for a test.
-pub const WAITING: usize = 1 << 12;
+const WAITING: usize = 1 << 12;
 
 /// The virtual time after which a test that still waits would wait without limit.
 const PATIENCE: Duration = Duration::from_secs(100 * 24 * 3600);
@@ -356,9 +360,8 @@ impl Ear<ParticipantNotice> {
     }
 }
 
-/// One process: a supervisor, a network, a journal, and all participants' notices.
+/// One process: a network, a journal, and all participants' notices.
 pub struct World {
-    pub supervisor: Addr<Supervisor>,
     pub network: MemoryTransport,
     pub journal: Arc<dyn Journal>,
     pub member_notices: Notices<ParticipantNotice>,
@@ -373,7 +376,6 @@ impl World {
     pub fn new() -> Self {
         let member_notices = Notices::new(NOTICES);
         Self {
-            supervisor: Supervisor::default().start(),
             network: MemoryTransport::new(),
             journal: Arc::new(MemoryJournal::new()),
             members: Ear::new(&member_notices),
@@ -392,26 +394,24 @@ impl World {
 
     pub fn service_settings(&self, name: &str, policy: impl ServicePolicy + 'static) -> ServiceSettings {
         ServiceSettings {
+            identity: identity(name),
+            transport: Arc::new(self.network.clone()),
+            policy: Arc::new(policy),
             beacons: self.beacons.clone(),
             aggregator: self.aggregator.clone(),
             journal: Arc::clone(&self.journal),
+            is_transient: false,
             clock: self.clock,
             randomness: randomness(name),
             notices: Notices::new(NOTICES),
-            retention: Retention::UntilArchived,
-            ..ServiceSettings::new(identity(name), Arc::new(self.network.clone()), Arc::new(policy))
+            load: Load::default(),
+            bans: BanBook::in_memory(Arc::new(DefaultBans)),
+            seats: Seats::default(),
         }
     }
 
     pub async fn service(&self, name: &str, policy: impl ServicePolicy + 'static) -> Service {
-        self.service_with(self.service_settings(name, policy)).await
-    }
-
-    pub async fn service_with(&self, settings: ServiceSettings) -> Service {
-        let (identity, notices) = (settings.identity.clone(), settings.notices.clone());
-        let (ear, events) = (Ear::new(&notices), settings.events(WAITING));
-        let address = self.supervisor.send(StartService(settings)).await.expect("the supervisor runs");
-        Service { identity, address, notices, ear, events }
+        self.service_settings(name, policy).start().await
     }
 
     pub fn participant_settings(
@@ -420,33 +420,22 @@ impl World {
         policy: impl ParticipantPolicy + 'static,
     ) -> ParticipantSettings {
         ParticipantSettings {
-            max_fee_rate: btcr2_aggregation_protocol::output::DEFAULT_MAX_FEE_RATE,
             identity: identity.clone(),
             transport: Arc::new(self.network.clone()),
             policy: Arc::new(policy),
-            timing: Timing::default(),
             max_sessions: 32,
             beacons: self.beacons.clone(),
             aggregator: self.aggregator.clone(),
             journal: Arc::clone(&self.journal),
+            is_transient: false,
             clock: self.clock,
             randomness: randomness(identity.did().as_str()),
             notices: self.member_notices.clone(),
-            restarts: RestartIntensity::default(),
-            retention: Retention::UntilArchived,
         }
     }
 
-    pub async fn participant(
-        &self,
-        identity: &Identity,
-        policy: impl ParticipantPolicy + 'static,
-    ) -> Addr<ParticipantActor> {
-        self.participant_with(self.participant_settings(identity, policy)).await
-    }
-
-    pub async fn participant_with(&self, settings: ParticipantSettings) -> Addr<ParticipantActor> {
-        self.supervisor.send(StartParticipant(settings)).await.expect("the supervisor runs")
+    pub async fn participant(&self, identity: &Identity, policy: impl ParticipantPolicy + 'static) -> Participant {
+        self.participant_settings(identity, policy).start().await
     }
 
     /// Starts this many members with updates.
@@ -464,10 +453,10 @@ impl World {
         identity: &Identity,
         policy: impl ParticipantPolicy + 'static,
         transport: impl Transport + 'static,
-    ) -> Addr<ParticipantActor> {
+    ) -> Participant {
         let mut settings = self.participant_settings(identity, policy);
         settings.transport = Arc::new(transport);
-        self.participant_with(settings).await
+        settings.start().await
     }
 
     /// Asserts that the record alone proves the member's slot in the signal that the transaction announces.

@@ -2,16 +2,10 @@
 
 use std::sync::Arc;
 
-use actix::Actor;
-use btcr2_aggregation_actors::{
-    participant::ParticipantSettings,
-    service::ServiceSettings,
-    supervisor::{StartParticipant, StartService, Supervisor},
-};
 use btcr2_aggregation_protocol::identity::Identity;
 use tokio::task::LocalSet;
 
-use super::{Ear, Operator, Service, Updater, WAITING, World};
+use super::{Operator, ParticipantSettings, Service, ServiceSettings, Updater, World};
 
 /// Its actors only run while the test waits in [`run`](Self::run). When it is dropped they end at once: no cleanup
 /// runs, and the messages in mailboxes are lost.
@@ -28,16 +22,11 @@ impl Process {
     }
 
     pub async fn service(&self, settings: ServiceSettings) -> Service {
-        let (identity, notices) = (settings.identity.clone(), settings.notices.clone());
-        let (ear, events) = (Ear::new(&notices), settings.events(WAITING));
-        let start = async { Supervisor::default().start().send(StartService(settings)).await.expect("it starts") };
-        let address = self.run(start).await;
-        Service { identity, address, notices, ear, events }
+        self.run(settings.start()).await
     }
 
     pub async fn participant(&self, settings: ParticipantSettings) {
-        let start = async { Supervisor::default().start().send(StartParticipant(settings)).await };
-        self.run(start).await.expect("it starts");
+        self.run(settings.start()).await;
     }
 }
 

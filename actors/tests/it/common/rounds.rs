@@ -31,7 +31,7 @@ pub fn run_for(patience: Duration, test: impl Future<Output = ()>) {
 pub async fn service_on(world: &World, transport: impl Transport + 'static) -> Service {
     let mut settings = world.service_settings("service", Operator);
     settings.transport = Arc::new(transport);
-    world.service_with(settings).await
+    settings.start().await
 }
 
 /// Opens the cohort, and waits for its end and for its members' records; each record proves its slot.

@@ -1,19 +1,65 @@
 //! A service, its subscriber and its events.
 
-use actix::Addr;
-use btcr2_aggregation_actors::{
-    events::{Event, Events},
-    notice::{Notices, ServiceNotice},
-    service::{AggregationService, OpenCohort},
-};
-use btcr2_aggregation_protocol::{did::Did, id::CohortId, identity::Identity};
+use std::sync::Arc;
 
-use super::Ear;
+use btcr2_aggregation_actors::{
+    bans::BanBook,
+    events::{Event, Events},
+    handle,
+    journal::Journal,
+    load::Load,
+    notice::{Notices, ServiceNotice},
+    policy::ServicePolicy,
+    runtime::{Clock, Randomness},
+    seats::Seats,
+    service::{OpenCohort, OpenCohortError},
+    transport::Transport,
+};
+use btcr2_aggregation_protocol::{
+    beacon::BeaconRegistry, did::Did, id::CohortId, identity::Identity, output::KeyAggregator,
+};
+
+use super::{Ear, WAITING};
+
+/// The settings of a service, which a test may change before it starts the service.
+#[derive(Clone)]
+pub struct ServiceSettings {
+    pub identity: Identity,
+    pub transport: Arc<dyn Transport>,
+    pub policy: Arc<dyn ServicePolicy>,
+    pub beacons: BeaconRegistry,
+    pub aggregator: Arc<dyn KeyAggregator>,
+    pub journal: Arc<dyn Journal>,
+    /// Whether the journal of an ended cohort is removed.
+    pub is_transient: bool,
+    pub clock: Clock,
+    pub randomness: Randomness,
+    pub notices: Notices<ServiceNotice>,
+    pub load: Load,
+    pub bans: BanBook,
+    pub seats: Seats,
+}
+
+impl ServiceSettings {
+    /// Starts the service; ready when its cohorts are restored.
+    pub async fn start(self) -> Service {
+        let Self { identity, transport, policy, journal, notices, .. } = self;
+        let ear = Ear::new(&notices);
+        let builder = handle::Service::builder(identity.clone(), transport, policy);
+        let builder = if self.is_transient { builder.transient_journal(journal) } else { builder.journal(journal) };
+        let builder = builder.beacons(self.beacons).aggregator(self.aggregator).clock(self.clock);
+        let builder = builder.randomness(self.randomness).notices(notices.clone()).load(self.load);
+        let builder = builder.bans(self.bans).seats(self.seats).waiting_events(WAITING);
+        let handle = builder.start().await.expect("it starts");
+        let events = handle.events();
+        Service { identity, handle, notices, ear, events }
+    }
+}
 
 /// A service and its subscriber.
 pub struct Service {
     pub identity: Identity,
-    pub address: Addr<AggregationService>,
+    pub handle: handle::Service,
     pub notices: Notices<ServiceNotice>,
     pub ear: Ear<ServiceNotice>,
     pub events: Events<ServiceNotice>,
@@ -44,6 +90,21 @@ impl Service {
     }
 
     pub async fn open(&self, open: OpenCohort) -> CohortId {
-        self.address.send(open).await.expect("the service runs").expect("conditions that can be met")
+        self.handle.open(open).await.expect("conditions that can be met").id().clone()
+    }
+
+    /// Why such a cohort cannot be opened.
+    pub async fn refuses(&self, open: OpenCohort) -> OpenCohortError {
+        self.handle.open(open).await.expect_err("it is refused")
+    }
+
+    /// The cohorts that are running.
+    pub async fn live(&self) -> Vec<CohortId> {
+        self.handle.cohorts().await.iter().map(|cohort| cohort.id().clone()).collect()
+    }
+
+    /// Ends the cohort.
+    pub async fn cancel(&self, cohort: &CohortId, reason: &str) {
+        self.handle.cohort(cohort).cancel(reason).await;
     }
 }

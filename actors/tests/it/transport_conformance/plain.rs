@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use btcr2_aggregation_actors::{
-    supervisor::End,
+    supervision::End,
     transport::{ConnectError, Connection, Delivery, Inbox, InboxClosed, Outbound, Transport, connection},
 };
 use btcr2_aggregation_protocol::{did::Did, identity::Identity, message::Message};

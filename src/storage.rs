@@ -14,10 +14,13 @@ use crate::{
         invites::InviteBook,
         journal::{Journal, MemoryJournal},
         runtime::Clock,
-        standing::boards::{BoardStore, MemoryBoards},
+        standing::{
+            boards::{BoardStore, MemoryBoards},
+            history::{HistoryStore, MemoryHistory},
+        },
         state::{
-            State, StateError, Table, boards::StateBoards, inboxes::StateInboxes, nonces::StateNonces,
-            vault::StateVault,
+            State, StateError, Table, boards::StateBoards, history::StateHistory, inboxes::StateInboxes,
+            nonces::StateNonces, vault::StateVault,
         },
         transport::http::server::HttpServerParts,
     },
@@ -187,6 +190,14 @@ impl Storage {
         match &self.state {
             Some(state) => Arc::new(StateBoards::new(state)),
             None => Arc::new(MemoryBoards::default()),
+        }
+    }
+
+    /// Where it is stored what standing cohorts have announced.
+    pub(crate) fn history(&self) -> Arc<dyn HistoryStore> {
+        match &self.state {
+            Some(state) => Arc::new(StateHistory::new(state)),
+            None => Arc::new(MemoryHistory::default()),
         }
     }
 

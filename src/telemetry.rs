@@ -180,6 +180,59 @@ impl Default for Hangups {
     }
 }
 
+/// What an operator asks of a running service of a standing cohort by a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// SIGUSR1: open a number now.
+    Open,
+    /// SIGUSR2: join the coins now.
+    Refresh,
+}
+
+/// The signals SIGUSR1 and SIGUSR2 of a program. While it exists, they do not end the program. Other systems than Unix have none.
+#[derive(Debug)]
+pub struct Requests {
+    #[cfg(unix)]
+    signals: Option<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)>,
+}
+
+impl Requests {
+    /// Starts to receive the signals.
+    ///
+    /// # Panics
+    /// When called outside of a tokio runtime.
+    #[must_use]
+    pub fn new() -> Self {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (first, second) = (SignalKind::user_defined1(), SignalKind::user_defined2());
+            Self { signals: signal(first).ok().zip(signal(second).ok()) }
+        }
+        #[cfg(not(unix))]
+        Self {}
+    }
+
+    /// Waits for the next signal.
+    pub async fn next(&mut self) -> Request {
+        #[cfg(unix)]
+        if let Some((open, refresh)) = &mut self.signals {
+            tokio::select! {
+                Some(()) = open.recv() => return Request::Open,
+                Some(()) = refresh.recv() => return Request::Refresh,
+                else => {}
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Reports for each SIGHUP that there is nothing to reload, for as long as the program runs.
 pub async fn ignore_hangups(mut hangups: Hangups, printer: Printer) -> Infallible {
     loop {

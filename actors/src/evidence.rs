@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use btcr2_aggregation_protocol::{did::Did, error::Slot, message::Body};
+use btcr2_aggregation_protocol::{
+    cohort::standing::message::StandingMessage, did::Did, error::Slot, message::Body,
+};
 
 use crate::transport::{Evidence, Received};
 
@@ -46,6 +48,12 @@ fn slot_of(body: &Body) -> Option<Slot> {
         Body::NonceContribution(_) => Slot::Nonce,
         Body::SignatureAuthorization(_) => Slot::PartialSignature,
         Body::FallbackSignature(_) => Slot::FallbackSignature,
+        Body::Standing(standing) => match &**standing {
+            // The last part has the signature of the whole response.
+            StandingMessage::ResponsePart(part) if part.signature.is_some() => Slot::Update,
+            StandingMessage::Confirmation(_) => Slot::PartialSignature,
+            _ => return None,
+        },
         _ => return None,
     })
 }

@@ -217,6 +217,21 @@ impl InviteBook {
         Ok(counted?)
     }
 
+    /// A DID that was admitted does not take part after all: it counts no more. Waits for the disk.
+    ///
+    /// # Errors
+    /// [`SharedTableError`] when the file cannot be written.
+    pub fn release(&self, id: InviteId, did: &Did) -> Result<(), SharedTableError> {
+        self.change(|invites| match invites.get(&id) {
+            Some(invite) if invite.admitted.contains(did) => {
+                let mut invite = invite.clone();
+                invite.admitted.remove(did);
+                (vec![(id, Some(invite))], ())
+            }
+            _ => (Vec::new(), ()),
+        })
+    }
+
     fn change<T>(
         &self,
         change: impl FnOnce(&BTreeMap<InviteId, Invite>) -> (Vec<(InviteId, Option<Invite>)>, T),

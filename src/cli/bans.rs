@@ -178,9 +178,10 @@ fn show(subject: &Subject, args: &DirectoryArgs) -> Result<(), BansFailure> {
     if let Some(reason) = &conduct.reason {
         out!("by the operator: {}", shown(reason));
     }
-    for Entry { offence, cohort_id, at, detail, address, invite, evidence } in &conduct.entries {
+    for Entry { offence, cohort_id, number, at, detail, address, invite, evidence } in &conduct.entries {
         let cohort_id = shown(cohort_id.as_str());
-        out!("{}  {} in cohort {cohort_id}: {}", time(*at), kebab(offence), shown(detail));
+        let number = number.map_or_else(String::new, |number| format!(", number {number}"));
+        out!("{}  {} in cohort {cohort_id}{number}: {}", time(*at), kebab(offence), shown(detail));
         if let Some(address) = address {
             out!("    from: {address}");
         }
@@ -251,11 +252,16 @@ fn named(subject: &Subject, mut about: Value) -> Value {
     about
 }
 
-fn offence(Entry { offence, cohort_id, at, detail, address, invite, evidence }: &Entry) -> Value {
-    json!({
+fn offence(Entry { offence, cohort_id, number, at, detail, address, invite, evidence }: &Entry) -> Value {
+    let mut shown = json!({
         "offence": offence, "cohortId": cohort_id, "at": time(*at), "detail": detail, "address": address,
         "invite": invite, "evidence": evidence,
-    })
+    });
+    // Of standing cohorts only.
+    if let Some(number) = number {
+        shown["number"] = json!(number);
+    }
+    shown
 }
 
 /// The end of a ban for machines; `null` when it is permanent.

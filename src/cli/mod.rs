@@ -8,6 +8,7 @@ mod coins;
 mod cost;
 mod demo;
 mod fund;
+mod history;
 mod identity;
 mod invites;
 mod join;
@@ -86,6 +87,8 @@ enum Command {
     Cas(cas::CasArgs),
     /// Pay to a beacon address from your own wallet, by a PSBT that is signed elsewhere
     Fund(fund::FundArgs),
+    /// Fetch what a standing cohort has announced, for DIDs that are in it or have left it
+    History(history::HistoryArgs),
     /// List a service's coins: change, coins left at beacon addresses, and recoverable coins; and spend them
     Coins(coins::CoinsArgs),
     /// List the coins of a cohort's beacon address, and recover those whose timelock has passed
@@ -210,6 +213,7 @@ fn run() -> ExitCode {
         Some(Command::Singleton(args)) => singleton::main(&args),
         Some(Command::Cas(args)) => cas::main(&args),
         Some(Command::Fund(args)) => fund::main(&args),
+        Some(Command::History(args)) => history::main(&args),
         Some(Command::Coins(args)) => coins::main(&args),
         Some(Command::Recover(args)) => recover::main(&args),
         Some(Command::Cost(args)) => cost::main(&args),

@@ -40,11 +40,11 @@ pub(super) struct StateArgs {
 
 #[derive(Debug, Subcommand)]
 enum StateCommand {
-    /// List the streams: a service's cohorts, signing sessions, and a participant's cohorts; also while the program runs
+    /// List the streams: a service's cohorts, signing sessions, a participant's cohorts, standing cohorts and seats; also while the program runs
     List(ListArgs),
     /// Show the events of a cohort, one by one; also while the program runs
     Show(ShowArgs),
-    /// Write all journal records of a cohort into one JSON document; stop the program first
+    /// Write all journal records of a cohort into one JSON document, and all boards of a standing cohort or a seat; stop the program first
     Export(ExportArgs),
     /// Import a cohort that was exported elsewhere; stop the program first. It must run in one place only: export it
     /// with --forget
@@ -200,6 +200,11 @@ async fn show(ShowArgs { cohort, args }: &ShowArgs) -> Result<(), StateFailure> 
             let line = format!("{number:>6}  {:<20}  {kind:<24}  {details}", at.map_or_else(String::new, time));
             out!("{}", line.trim_end());
         }
+    }
+    if let (Some(first), Some(last)) = (document.boards.first(), document.boards.last()) {
+        let (count, bytes) =
+            (document.boards.len(), document.boards.iter().map(|board| board.text.len()).sum::<usize>());
+        out!("boards of numbers {} to {}: {count}, {bytes} bytes", first.number, last.number);
     }
     Ok(())
 }

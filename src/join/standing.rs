@@ -9,13 +9,17 @@ use crate::{
     actors::{
         handle::Member,
         runtime::{Clock, Randomness},
-        standing::{ChainView, MemberSettings, SeatRequest, notice::SeatNotice, policy::SeatPolicy},
+        standing::{
+            ChainView, MemberSettings, SeatRequest, boards::BoardStore, notice::SeatNotice, policy::SeatPolicy,
+        },
         transport::contact::Contacts,
     },
     error::ProgramError,
     events::Printer,
     protocol::{
-        cohort::standing::{SeatSeed, StandingPolicy},
+        cohort::standing::{SeatSeed, StandingPolicy, seat::Seat},
+        did::Did,
+        identity::Identity,
         network::Network,
     },
     standing::{
@@ -29,6 +33,8 @@ use crate::{
 pub struct StandingJoin {
     /// The secret from which the keys of seats follow.
     pub seed: SeatSeed,
+    /// The identity as which seats are asked for, if the service is to know it.
+    pub applies_as: Option<Identity>,
     /// The network.
     pub network: Network,
     /// The DIDs to register.
@@ -39,7 +45,42 @@ pub struct StandingJoin {
     pub updates: Option<PathBuf>,
     /// The directory in which every DID has its Sidecar Data.
     pub out: PathBuf,
+    /// Whether the state directory was restored from a backup.
+    pub restored: bool,
 }
+
+/// What stores boards, and what they have of DIDs.
+struct Filing<'a> {
+    member: &'a Member,
+    boards: &'a dyn BoardStore,
+    controller: &'a StandingController,
+}
+
+impl Filing<'_> {
+    /// Stores what seats may not have stored of their last number, because they stopped before they could.
+    async fn last_numbers(&self, printer: &Printer) {
+        for summary in self.member.seats().await {
+            let Some(machine) = self.member.inspect(&summary.seat).await else { continue };
+            let number = machine.highest();
+            let listed = self.boards.list(&summary.cohort_id, number.saturating_sub(1), BOARDS_OF_NUMBER).await;
+            for (_, hash) in listed.unwrap_or_default().into_iter().filter(|(of, _)| *of == number) {
+                let Ok(Some(bytes)) = self.boards.get(&hash).await else { continue };
+                if let Some(Err(problem)) = self.own(&summary.seat, &machine, number, &bytes) {
+                    printer.warn(&format!("number {number}: {problem}"));
+                }
+            }
+        }
+    }
+
+    /// Stores what a board has of the seat's DIDs; `None` if the seat's response is not on it, or if it has answered a later number.
+    fn own(&self, seat: &Did, machine: &Seat, number: u64, bytes: &Arc<Vec<u8>>) -> Option<Result<(), String>> {
+        let board = machine.read_board(bytes).filter(|_| machine.highest() == number)?;
+        Some(self.controller.store(seat, number, &board, &machine.own_entries(number)))
+    }
+}
+
+/// The most boards of one number that are read: a service that starts again may close it once more.
+const BOARDS_OF_NUMBER: usize = 8;
 
 /// Takes part until `stop` is ready.
 ///
@@ -85,6 +126,8 @@ async fn take_part(
         dids: standing.dids,
         service: config.service_did.clone(),
         policy: standing.policy,
+        invite: config.invite.clone(),
+        applies_as: standing.applies_as,
         resolver: Resolver { source, stores, min_conf },
         updates: standing.updates,
         out: &standing.out,
@@ -94,11 +137,20 @@ async fn take_part(
     let policy: Arc<dyn SeatPolicy> = Arc::clone(&controller) as _;
     let mut settings = MemberSettings::new(Arc::new(standing.seed), standing.network, transport, policy);
     settings.boards = Arc::clone(&boards);
+    settings.restored = standing.restored;
     settings.journal = storage.journal();
     (settings.clock, settings.randomness) = (clock, Randomness::System);
     settings.chain = Some(ChainView { min_confirmations: confirmations, poll, look_back, ..ChainView::new(chain) });
     let mut notices = settings.notices.subscribe();
     let member = Member::start(settings).await.map_err(|error| ProgramError::Internal(error.to_string()))?;
+    if standing.restored && member.seats().await.is_empty() {
+        member.stop().await;
+        return Err(ProgramError::Usage(
+            "--restored: the state directory has no seat: is it the one of the backup?".to_owned(),
+        ));
+    }
+    let filing = Filing { member: &member, boards: &*boards, controller: &controller };
+    filing.last_numbers(printer).await;
     let connected = connected(config.connect_timeout, contacts);
     tokio::pin!(reporting, connected, stop);
     let mut updates = tokio::time::interval(poll);
@@ -115,7 +167,14 @@ async fn take_part(
             }
             // New updates in the directory: the seats claim them.
             _ = updates.tick() => {
+                for number in controller.store_again() {
+                    printer.warn(&format!("number {number}: what resolvers need of it is written now"));
+                }
                 for seat in member.seats().await {
+                    let rows = controller.to_prove(&seat.seat);
+                    if !rows.is_empty() {
+                        let _ = member.request(&seat.seat, SeatRequest::Rows(rows)).await;
+                    }
                     // A seat that has just ended needs none.
                     let _ = member.request(&seat.seat, SeatRequest::Claim).await;
                 }
@@ -128,17 +187,6 @@ async fn take_part(
         };
         match notice {
             Ok(notice) => {
-                if let SeatNotice::Missed { seat, board_hash, .. } = &*notice {
-                    let beacon = member.inspect(seat).await.map(|seat| seat.config().terms.beacon_type);
-                    let stored = match (beacon, boards.get(board_hash).await) {
-                        (Some(beacon), Ok(Some(bytes))) => controller.store_missed(beacon, &bytes),
-                        (_, Err(error)) => Err(error.to_string()),
-                        _ => Err("the board is gone".to_owned()),
-                    };
-                    if let Err(problem) = stored {
-                        printer.warn(&format!("what was missed cannot be stored: {problem}"));
-                    }
-                }
                 printer.notice(&*notice, text(&notice));
             }
             Err(RecvError::Lagged(lost)) => printer.missed(lost),
@@ -197,6 +245,15 @@ fn text(notice: &SeatNotice) -> String {
         SeatNotice::Missed { number, txid, .. } => {
             format!("number {number}: {txid} was announced without this seat; its board is stored")
         }
+        SeatNotice::SeatRestored { cohort_id, coins, .. } => format!(
+            "the seat in cohort {cohort_id} was restored from a backup, and may have signed what the backup does not have: until {} coins are \
+             spent by final transactions it submits no update but those that the backup shows as submitted. That is stored: start without \
+             --restored from now on. The operator ends the wait by a refresh of all coins",
+            coins.len()
+        ),
+        SeatNotice::SeatSettled { cohort_id, .. } => format!(
+            "the seat in cohort {cohort_id}: every coin of the time of its restore is spent, updates are submitted again"
+        ),
         SeatNotice::CoinSpent { by, .. } => format!("{by} is final"),
         SeatNotice::SeatRejected { from, code, detail, .. } => match from {
             Some(from) => format!("refused a message of {from} ({code}): {detail}"),

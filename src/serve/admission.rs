@@ -8,17 +8,21 @@ use std::{
     time::SystemTime,
 };
 
+use async_trait::async_trait;
+
 use super::funds::Funds;
 use crate::{
     actors::{
         invites::{InviteBook, NotInvited, RedeemError},
         policy::Applicant,
         runtime::Clock,
+        standing::policy::SeatApplicant,
     },
     error::ProgramError,
     events::Printer,
     inputs,
-    protocol::{cohort::Member, did::Did, id::CohortId},
+    protocol::{cohort::Member, did::Did, id::CohortId, invite::InviteProof},
+    standing::operator::SeatAdmission,
 };
 
 /// The admission rules of the operator. Clones share their state.
@@ -110,7 +114,18 @@ impl AdmissionRules {
             let Some(funds) = &self.funds else { return Err(self.refusal()) };
             return funds.check(&member.did).await.map_err(|error| error.to_string());
         };
-        let (cohort_id, did, now) = (cohort_id.clone(), member.did.clone(), self.rules.clock.now());
+        self.redeem(book, proof, cohort_id, &member.did).await
+    }
+
+    /// Counts the use of an invite.
+    async fn redeem(
+        &self,
+        book: InviteBook,
+        proof: InviteProof,
+        cohort_id: &CohortId,
+        did: &Did,
+    ) -> Result<(), String> {
+        let (cohort_id, did, now) = (cohort_id.clone(), did.clone(), self.rules.clock.now());
         // The use is counted on disk.
         let redeeming = actix_rt::task::spawn_blocking(move || book.redeem(&proof, &cohort_id, &did, now));
         match redeeming.await {
@@ -125,6 +140,24 @@ impl AdmissionRules {
                 Err("the invite cannot be checked now; try the next cohort".to_owned())
             }
         }
+    }
+
+    /// The DIDs by which a seat can be listed: that of the seat is of its cohort only.
+    fn is_seat_listed(&self, applicant: &SeatApplicant) -> bool {
+        [Some(&applicant.did), applicant.applies_as.as_ref()].into_iter().flatten().any(|did| self.is_listed(did))
+    }
+
+    fn seat_refusal(&self) -> String {
+        match (&self.rules.list, &self.rules.invites) {
+            (Some(_), None) => {
+                "the operator gives seats to the DIDs on its list: `join --standing --show-identity`, with an --identity that is on it"
+            }
+            (None, _) => "this service gives seats by invite: `join --standing --invite TOKEN`, with a token of its operator's",
+            (Some(_), Some(_)) => {
+                "the operator gives seats to the DIDs on its list and by invite: `join --standing --show-identity`, or `--invite TOKEN`"
+            }
+        }
+        .to_owned()
     }
 
     /// Whether this DID is listed, or every DID is admitted.
@@ -144,6 +177,49 @@ impl AdmissionRules {
             }
         }
         .to_owned()
+    }
+}
+
+#[async_trait]
+impl SeatAdmission for AdmissionRules {
+    fn screen(&self, cohort_id: &CohortId, applicant: &SeatApplicant) -> Result<(), String> {
+        if self.is_seat_listed(applicant) {
+            return Ok(());
+        }
+        let (Some(book), Some(proof)) = (&self.rules.invites, &applicant.invite) else {
+            let (Some(funds), Some(did)) = (&self.funds, &applicant.applies_as) else {
+                return Err(self.seat_refusal());
+            };
+            return funds.screen(did).map_err(|error| error.to_string());
+        };
+        // If the list cannot be read, `admit` reports it.
+        let Ok(invites) = book.list() else { return Ok(()) };
+        let invite = invites.get(&proof.id()).ok_or(NotInvited::Unknown);
+        let checked =
+            invite.and_then(|invite| invite.check(proof, cohort_id, &applicant.did, self.rules.clock.now()));
+        checked.map_err(|error| error.to_string())
+    }
+
+    async fn admit(&self, cohort_id: &CohortId, applicant: &SeatApplicant) -> Result<(), String> {
+        if self.is_seat_listed(applicant) {
+            return Ok(());
+        }
+        let (Some(book), Some(proof)) = (self.rules.invites.clone(), applicant.invite.clone()) else {
+            let (Some(funds), Some(did)) = (&self.funds, &applicant.applies_as) else {
+                return Err(self.seat_refusal());
+            };
+            return funds.check(did).await.map_err(|error| error.to_string());
+        };
+        self.redeem(book, proof, cohort_id, &applicant.did).await
+    }
+
+    async fn release(&self, applicant: &SeatApplicant) {
+        let (Some(book), Some(proof)) = (self.rules.invites.clone(), &applicant.invite) else { return };
+        let (id, did) = (proof.id(), applicant.did.clone());
+        let releasing = actix_rt::task::spawn_blocking(move || book.release(id, &did));
+        if let Ok(Err(error)) = releasing.await {
+            self.rules.printer.warn(&format!("an invite is counted for a seat that was not given: {error}"));
+        }
     }
 }
 

@@ -15,11 +15,15 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use crate::{actors::transport::tls::Trust, bitcoin::notice::AnnouncementNotice, events::Printer};
+use crate::{
+    actors::{standing::notice::StandingNotice, transport::tls::Trust},
+    bitcoin::notice::AnnouncementNotice,
+    events::Printer,
+};
 
 /// The events that are alarms, as `docs/operating.md` lists them. `not-ready` is not one of the printed events: it
 /// reports that `/readyz` has changed.
-pub const ALARMS: [&str; 10] = [
+pub const ALARMS: [&str; 14] = [
     "foreign-spend",
     "foreign-signal",
     "announcement-failed",
@@ -30,6 +34,10 @@ pub const ALARMS: [&str; 10] = [
     "chain-stalled",
     "chain-unavailable",
     "not-ready",
+    "balance-low",
+    "number-unconfirmed",
+    "numbers-void",
+    "standing-halted",
 ];
 
 /// All cohorts report a problem of the chain that they share; it is one alarm within this time.
@@ -116,6 +124,13 @@ impl Alarms {
     pub(super) fn step(&self, step: &AnnouncementNotice) {
         let Ok(json) = serde_json::to_value(step) else { return };
         self.raise(json, step.text().trim().to_owned());
+    }
+
+    /// Raises an alarm if this notice of a standing cohort is one.
+    pub(super) fn standing(&self, notice: &StandingNotice, text: String) {
+        if let Ok(json) = serde_json::to_value(notice) {
+            self.raise(json, text);
+        }
     }
 
     /// Raises an alarm because the service is not ready.

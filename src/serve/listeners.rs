@@ -15,7 +15,7 @@ use crate::{
             Transport,
             combined::CombinedTransport,
             contact::Contacts,
-            http::{HttpServer, server::HttpServerParts},
+            http::{HttpServer, history::History, server::HttpServerParts},
             nostr::{NostrConfig, NostrTransport, embedded::EmbeddedRelay},
         },
     },
@@ -112,6 +112,13 @@ impl Listeners {
             })?),
         };
         Ok(Self { transport, url, relays, tls, nostr: over_relays, web: opened, embedded })
+    }
+
+    /// Serves what standing cohorts have announced, if there is a web server.
+    pub(super) fn serve_history(&self, history: Arc<dyn History>) {
+        if let Some(Web::Closed { server, .. } | Web::Open { server, .. }) = &self.web {
+            server.serve_history(history);
+        }
     }
 
     /// Opens the web server. Called when every cohort that runs is restored and knows its members.

@@ -335,7 +335,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     let standing = config.standing.clone();
     let standing = standing.map(|standing| {
-        let settings = standing::settings(&config, &standing, &storage, chain_of(&operator));
+        let settings = standing::settings(&config, &standing, &storage, chain_of(&operator), admission.clone());
+        listeners.serve_history(Arc::new(settings.served_history()));
         (standing, settings)
     });
     let builder = match &standing {
@@ -373,11 +374,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         state: config.state.clone(),
     };
     let health = actix_rt::spawn(health.watch());
-    let (of_standing, standing_printer) = (service.clone(), printer.clone());
+    let (of_standing, standing_printer, of_alarms) = (service.clone(), printer.clone(), alarms.clone());
     let is_standing = standing.is_some();
     let standing = async move {
         match standing {
-            Some((standing, notices)) => standing::run(&standing, &of_standing, notices, &standing_printer).await,
+            Some((standing, notices)) => {
+                standing::run(&standing, &of_standing, notices, &of_alarms, &standing_printer).await
+            }
             None => std::future::pending().await,
         }
     };

@@ -5,21 +5,24 @@ use std::sync::Arc;
 use ::bitcoin::TxOut;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::{ChainConfig, Coins, ServeConfig};
+use super::{ChainConfig, Coins, ServeConfig, admission::AdmissionRules, alarm::Alarms};
 use crate::{
     actors::{
-        handle::Service,
+        bans::end_of_ban,
+        handle::{Service, StandingError},
         standing::{ChainView, StandingSettings, notice::StandingNotice},
+        state::transfer::STANDING_DIDS,
     },
     bitcoin::chain::Chain,
     error::ProgramError,
     events::Printer,
-    protocol::cohort::standing::{Absent, Mode, StandingTerms, announcement_vsize},
+    protocol::cohort::standing::{Absent, Mode, OpportunityKind, StandingTerms, announcement_vsize},
     standing::{
         operator::{Fees, StandingOperator},
         resolver::Resolver,
     },
     storage::Storage,
+    telemetry::{Request, Requests},
 };
 
 /// A standing cohort to serve.
@@ -37,9 +40,10 @@ pub(super) fn settings(
     standing: &StandingConfig,
     storage: &Storage,
     chain: Option<Arc<dyn Chain>>,
+    admission: AdmissionRules,
 ) -> StandingSettings {
     let boards = storage.boards();
-    let table = storage.state().map(|state| state.table("standing-dids"));
+    let table = storage.state().map(|state| state.table(STANDING_DIDS));
     let chain_config: Option<&ChainConfig> = match &config.coins {
         Coins::Chain(chain) => Some(chain),
         Coins::Offline => None,
@@ -57,8 +61,9 @@ pub(super) fn settings(
         target: chain.fee_target,
     });
     let mut operator = StandingOperator::new(fees, config.publication.clone(), Arc::clone(&boards), table)
-        .with_output(standing.output.clone());
-    let mut settings = StandingSettings { boards, ..StandingSettings::default() };
+        .with_output(standing.output.clone())
+        .with_admission(Arc::new(admission));
+    let mut settings = StandingSettings { boards, history: storage.history(), ..StandingSettings::default() };
     if let (Some(chain), Some(chain_config)) = (chain, chain_config) {
         let resolver = Resolver {
             source: chain_config.source.clone(),
@@ -69,6 +74,7 @@ pub(super) fn settings(
         let view = ChainView {
             min_confirmations: chain_config.confirmations,
             poll: chain_config.poll,
+            patience: u32::from(chain_config.fee_target),
             ..ChainView::new(chain)
         };
         settings.chain = Some(view);
@@ -95,13 +101,32 @@ fn explain(terms: &StandingTerms, printer: &Printer) {
     ));
 }
 
+/// Opens a number because the operator asks for it.
+async fn open(service: &Service, request: Request, printer: &Printer) {
+    let (signal, kind) = match request {
+        Request::Open => ("SIGUSR1", OpportunityKind::Announcement),
+        Request::Refresh => ("SIGUSR2", OpportunityKind::Refresh),
+    };
+    for cohort in service.standing_cohorts().await {
+        if let Err(error) = cohort.open_now(kind).await {
+            let reason = match &error {
+                StandingError::Refused(reject) => reject.detail.clone(),
+                error => error.to_string(),
+            };
+            printer.warn(&format!("{signal}: no number was opened: {reason}"));
+        }
+    }
+}
+
 /// Runs the cohort until the service stops: continues the one in the journal, or advertises one.
 pub(super) async fn run(
     standing: &StandingConfig,
     service: &Service,
     mut notices: broadcast::Receiver<Arc<StandingNotice>>,
+    alarms: &Alarms,
     printer: &Printer,
 ) -> Result<bool, ProgramError> {
+    let mut requests = Requests::new();
     explain(&standing.terms, printer);
     let running = service.standing_cohorts().await;
     if running.is_empty() {
@@ -118,8 +143,16 @@ pub(super) async fn run(
         }
     }
     loop {
-        match notices.recv().await {
+        let notice = tokio::select! {
+            notice = notices.recv() => notice,
+            request = requests.next() => {
+                open(service, request, printer).await;
+                continue;
+            }
+        };
+        match notice {
             Ok(notice) => {
+                alarms.standing(&notice, text(&notice));
                 if let StandingNotice::StandingHalted { cohort_id, reason } = &*notice {
                     printer.notice(&*notice, text(&notice));
                     return Err(ProgramError::Internal(format!(
@@ -142,6 +175,11 @@ fn text(notice: &StandingNotice) -> String {
         }
         StandingNotice::SeatAdmitted { seat, .. } => format!("{seat} has a seat"),
         StandingNotice::SeatRefused { seat, reason, .. } => format!("{seat} has no seat: {reason}"),
+        StandingNotice::SeatBanned { seat, offence, until, .. } => format!(
+            "{seat} is admitted to no other cohort until {}: {}",
+            end_of_ban(*until),
+            serde_json::to_value(offence).ok().as_ref().and_then(|offence| offence.as_str()).unwrap_or_default()
+        ),
         StandingNotice::StandingFormed { cohort_id, beacon_address, seats } => {
             format!("standing cohort {cohort_id} has formed of {seats} seats; send a deposit to {beacon_address}")
         }
@@ -163,9 +201,10 @@ fn text(notice: &StandingNotice) -> String {
         StandingNotice::CoinArrived { outpoint, value, .. } => {
             format!("a coin of {value} sat is final: {outpoint}")
         }
-        StandingNotice::NumberOpened { number, .. } => {
-            format!("number {number} is open: seats are asked for updates")
-        }
+        StandingNotice::NumberOpened { number, kind, .. } => match kind {
+            OpportunityKind::Announcement => format!("number {number} is open: seats are asked for updates"),
+            OpportunityKind::Refresh => format!("number {number} is open: it joins coins, and announces nothing"),
+        },
         StandingNotice::ResponseRefused { number, seat, reason, .. } => {
             format!("number {number}: the response of seat {seat} does not count: {reason}")
         }
@@ -191,9 +230,34 @@ fn text(notice: &StandingNotice) -> String {
             announcements_left.0,
             announcements_left.1
         ),
-        StandingNotice::BalanceLow { beacon_address, balance, announcements_left, .. } => format!(
-            "warning: {balance} sat are left, for {announcements_left} announcements by fallback: send a deposit to {beacon_address}"
-        ),
+        StandingNotice::BalanceLow {
+            beacon_address, balance, announcements_left: (by_key, by_fallback), ..
+        } => {
+            format!(
+                "warning: {balance} sat are left, for {by_key} announcements by key path, or {by_fallback} by fallback: send a deposit to \
+                 {beacon_address}, which is joined with them when it is final"
+            )
+        }
+        StandingNotice::NumberUnconfirmed {
+            number, txid, blocks, fee_rate, last_number, bump, bump_value, ..
+        } => {
+            let waits = format!(
+                "warning: number {number} ({txid}, {fee_rate} sat/vB) is in none of the last {blocks} blocks"
+            );
+            let of_chain = match last_number > number {
+                true => format!(" of number {last_number}, the last that descends from it,"),
+                false => String::new(),
+            };
+            match (bump, bump_value) {
+                (Some(bump), Some(value)) => format!(
+                    "{waits}: to bump it, spend your output {bump} ({value} sat){of_chain} in your wallet, with other coins of yours and a fee \
+                     that pays for all of them; never spend a coin of the cohort another time"
+                ),
+                _ => format!(
+                    "{waits}; it has no output of yours that could pay for it (--operator-output): it waits until fees fall"
+                ),
+            }
+        }
         StandingNotice::SubmissionFailed { txid, problem, .. } => {
             format!("warning: {txid} was not accepted, and is submitted again: {problem}")
         }

@@ -2,6 +2,7 @@
 //! which a controller's DIDs find their data.
 
 pub mod controller;
+pub mod history;
 pub mod operator;
 pub mod resolver;
-mod sidecars;
+pub mod sidecars;

@@ -17,7 +17,7 @@ use crate::{
         policy::PolicyError,
         standing::{
             boards::BoardStore,
-            policy::{Price, PriceRequest, StandingServicePolicy, UpdatesToCheck},
+            policy::{Price, PriceRequest, SeatApplicant, StandingServicePolicy, UpdatesToCheck},
         },
         state::Table,
     },
@@ -32,10 +32,24 @@ use crate::{
         error::Retry,
         hash::DidIndex,
         id::CohortId,
+        key::PublicKey,
         update::{SignedUpdate, UpdateContext, refuse_expiring, verify_update},
     },
     resolve::Given,
 };
+
+/// Whom the operator gives seats.
+#[async_trait]
+pub trait SeatAdmission: Send + Sync {
+    /// Whether an applicant could be admitted; answered at once, and nothing is used up.
+    fn screen(&self, cohort_id: &CohortId, applicant: &SeatApplicant) -> Result<(), String>;
+
+    /// Whether it is admitted. An invite is counted.
+    async fn admit(&self, cohort_id: &CohortId, applicant: &SeatApplicant) -> Result<(), String>;
+
+    /// It has no seat after all: its invite counts no more.
+    async fn release(&self, applicant: &SeatApplicant);
+}
 
 /// What an announcement may cost.
 #[derive(Clone, Debug)]
@@ -58,6 +72,21 @@ struct Registered {
     version: u64,
     /// By version: of each the last one that was submitted.
     updates: BTreeMap<u64, Value>,
+    /// The genesis document of an EXTERNAL DID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    genesis: Option<Value>,
+    /// The Sidecar Data with which it was registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sidecar: Option<Value>,
+}
+
+impl Registered {
+    /// What a resolver needs of it, as far as it is known here.
+    fn sidecars(&self) -> Vec<Value> {
+        let genesis = self.genesis.as_ref().map(|genesis| json!({ "genesisDocument": genesis }));
+        let updates: Vec<&Value> = self.updates.values().collect();
+        genesis.into_iter().chain(self.sidecar.clone()).chain([json!({ "updates": updates })]).collect()
+    }
 }
 
 /// The operator of standing cohorts.
@@ -68,6 +97,7 @@ pub struct StandingOperator {
     output: Option<TxOut>,
     publication: Publication,
     boards: Arc<dyn BoardStore>,
+    admission: Option<Arc<dyn SeatAdmission>>,
     /// Where registered DIDs are stored, if anywhere.
     table: Option<Table>,
     known: Mutex<BTreeMap<DidIndex, Registered>>,
@@ -84,6 +114,7 @@ impl StandingOperator {
             output: None,
             publication,
             boards,
+            admission: None,
             table,
             known: Mutex::default(),
             clock: crate::actors::runtime::Clock::system(),
@@ -101,6 +132,13 @@ impl StandingOperator {
     #[must_use]
     pub fn with_output(mut self, output: Option<TxOut>) -> Self {
         self.output = output;
+        self
+    }
+
+    /// Gives seats by these rules; without them to every participant.
+    #[must_use]
+    pub fn with_admission(mut self, admission: Arc<dyn SeatAdmission>) -> Self {
+        self.admission = Some(admission);
         self
     }
 
@@ -212,13 +250,53 @@ impl StandingServicePolicy for StandingOperator {
         }
         let proof = row.proof.as_ref().ok_or("the proof of control is missing")?;
         let (document, version) = self.document(&did, row).await?;
+        let (genesis, sidecar) = (row.genesis_document.clone(), row.sidecar.clone());
         let key =
             document::invocation_key(&document, &proof.verification_method).map_err(|error| error.to_string())?;
         if !key.x_only().verify(digest, &proof.signature) {
             return Err(format!("{} has not signed the row", proof.verification_method));
         }
-        let registered = Registered { did, document, version, updates: BTreeMap::new() };
+        let registered = Registered { did, document, version, updates: BTreeMap::new(), genesis, sidecar };
         self.store(row.did_index, registered).await
+    }
+
+    fn screen(&self, cohort_id: &CohortId, applicant: &SeatApplicant) -> Result<(), String> {
+        self.admission.as_ref().map_or(Ok(()), |admission| admission.screen(cohort_id, applicant))
+    }
+
+    async fn admit(&self, cohort_id: &CohortId, applicant: &SeatApplicant) -> Result<(), String> {
+        match &self.admission {
+            Some(admission) => admission.admit(cohort_id, applicant).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn release(&self, _: &CohortId, applicant: &SeatApplicant) {
+        if let Some(admission) = &self.admission {
+            admission.release(applicant).await;
+        }
+    }
+
+    async fn control_keys(&self, _: &CohortId, did: &Did) -> Result<Vec<PublicKey>, String> {
+        let registered = self.registered(&did_index(did)).await?;
+        let known = registered.as_ref();
+        let resolved = match &self.resolver {
+            Some(resolver) => {
+                let mut given = Given::default();
+                for data in known.into_iter().flat_map(Registered::sidecars) {
+                    given.add(data, "the registration").map_err(|error| error.to_string())?;
+                }
+                resolver.current(did, given).await.ok().map(|current| current.document)
+            }
+            None => None,
+        };
+        // Without the data of all its announcements no resolver finds its current document: the client may ask for them to resolve it.
+        let document = resolved.or_else(|| known.map(|known| known.document.clone()));
+        let document = match document {
+            Some(document) => document,
+            None => document::initial_document(did, None).map_err(|error| error.to_string())?,
+        };
+        Ok(document::invocation_methods(&document).map(|(_, key)| key).collect())
     }
 
     async fn check_updates(&self, updates: &UpdatesToCheck) -> Result<(), String> {

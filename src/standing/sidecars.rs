@@ -18,7 +18,7 @@ use crate::{
 const LISTS: [&str; 3] = ["updates", "casUpdates", "smtProofs"];
 
 /// The files.
-pub(super) struct Sidecars {
+pub struct Sidecars {
     dir: PathBuf,
     data: Mutex<BTreeMap<Did, Value>>,
 }
@@ -38,7 +38,10 @@ fn add(data: &mut Value, list: &str, entry: Value) {
 
 impl Sidecars {
     /// Those in a directory, which is created if necessary, for these DIDs with their genesis documents.
-    pub(super) fn open(dir: &Path, dids: impl IntoIterator<Item = (Did, Option<Value>)>) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// Why a file cannot be read or written, in words.
+    pub fn open(dir: &Path, dids: impl IntoIterator<Item = (Did, Option<Value>)>) -> Result<Self, String> {
         let failed = |path: &Path, problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
         std::fs::create_dir_all(dir).map_err(|error| failed(dir, &error))?;
         let mut data = BTreeMap::new();
@@ -69,17 +72,15 @@ impl Sidecars {
     }
 
     /// What is known of a DID.
-    pub(super) fn get(&self, did: &Did) -> Option<Value> {
+    pub fn get(&self, did: &Did) -> Option<Value> {
         self.data.lock().unwrap_or_else(PoisonError::into_inner).get(did).cloned()
     }
 
     /// Adds what one announcement has of a DID, and an update of it.
-    pub(super) fn add(
-        &self,
-        did: &Did,
-        announcement: Option<&BeaconData>,
-        update: Option<&Value>,
-    ) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// Why the file cannot be written, in words.
+    pub fn add(&self, did: &Did, announcement: Option<&BeaconData>, update: Option<&Value>) -> Result<(), String> {
         let path = path_of(&self.dir, did);
         let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(sidecar) = data.get_mut(did) else { return Ok(()) };

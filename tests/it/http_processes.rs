@@ -245,7 +245,7 @@ fn a_did_that_floods_the_service_delays_no_cohort() {
                     }
                 }
                 if accepted >= 30 && limited > accepted {
-                    // Nobody listens after the first time.
+                    // It is received once.
                     let _ = flooded.send(());
                 }
             }

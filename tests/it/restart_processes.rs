@@ -159,7 +159,11 @@ fn a_deadline_during_downtime_takes_effect_after_restart() {
     let failed = lines.iter().find(|line| line["event"] == "cohort-failed").unwrap();
     // It listens at another address: no member has fetched the requests, so no member is at fault.
     let unreached = &failed["failure"]["NotDelivered"]["unreached"]["not_fetched"];
-    assert_eq!((&failed["code"], unreached.as_array().map(Vec::len)), (&json!("NOT_DELIVERED"), Some(2)), "{failed}");
+    assert_eq!(
+        (&failed["code"], unreached.as_array().map(Vec::len)),
+        (&json!("NOT_DELIVERED"), Some(2)),
+        "{failed}"
+    );
     let recovered = lines.iter().find(|line| line["event"] == "cohort-recovered").unwrap();
     assert_eq!((&recovered["phase"], &recovered["cohortId"]), (&json!("collecting updates"), &failed["cohortId"]));
     drop(members);

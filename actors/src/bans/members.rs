@@ -184,6 +184,7 @@ mod tests {
         let entry = Entry {
             offence: Offence::Holdout,
             cohort_id,
+            number: None,
             at,
             detail: String::new(),
             address: None,

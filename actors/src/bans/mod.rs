@@ -48,6 +48,9 @@ pub struct Entry {
     pub offence: Offence,
     /// The cohort in which it happened.
     pub cohort_id: CohortId,
+    /// The number, in a standing cohort: each one can have an offence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
     /// When it was detected.
     pub at: Timestamp,
     /// A description, as text.
@@ -90,7 +93,8 @@ impl Conduct {
 
     /// Whether this offence in this cohort is recorded.
     fn has(&self, entry: &Entry) -> bool {
-        self.entries.iter().any(|known| known.offence == entry.offence && known.cohort_id == entry.cohort_id)
+        let place = |entry: &Entry| (entry.offence, entry.cohort_id.clone(), entry.number);
+        self.entries.iter().any(|known| place(known) == place(entry))
     }
 }
 

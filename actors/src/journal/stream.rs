@@ -102,6 +102,11 @@ impl StreamId {
         Self::new(format!("acknowledged/{stream}"))
     }
 
+    /// The stream in which it is stored how far a seat has read the history of its cohort.
+    pub(crate) fn of_history(owner: &str) -> Self {
+        Self::new(format!("history/{owner}"))
+    }
+
     /// A stream of the given name.
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())

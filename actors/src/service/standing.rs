@@ -72,6 +72,7 @@ impl StandingCohorts {
             policy: standing.policy,
             journal: Arc::clone(&settings.journal),
             boards: standing.boards,
+            history: standing.history,
             reader: standing.reader,
             chain: standing.chain,
             aggregator: Arc::clone(&settings.aggregator),
@@ -79,6 +80,8 @@ impl StandingCohorts {
             randomness: settings.randomness,
             notices: standing.notices,
             load: settings.load.clone(),
+            bans: settings.bans.clone(),
+            seats: settings.seats.clone(),
             restarts: settings.restarts,
         };
         Self { shared: Arc::new(shared), cohorts: BTreeMap::new() }

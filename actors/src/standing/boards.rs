@@ -14,6 +14,12 @@ use futures::{FutureExt, future::BoxFuture};
 #[error("boards: {0}")]
 pub struct BoardError(pub String);
 
+/// Whether these bytes, which a cohort has stored, are a board of `cohort_id`: their first field names the cohort.
+pub(crate) fn is_of(cohort_id: &CohortId, bytes: &[u8]) -> bool {
+    // Identifiers are visible ASCII characters; serde_json writes boards without spaces.
+    serde_json::to_string(cohort_id).is_ok_and(|id| bytes.starts_with(format!("{{\"cohortId\":{id},").as_bytes()))
+}
+
 /// Stores the bytes of boards by their SHA-256.
 pub trait BoardStore: Send + Sync {
     /// Stores a board of a number of a cohort. Durable when the future is ready. A board that is stored already stays.

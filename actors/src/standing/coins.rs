@@ -14,7 +14,7 @@ use bitcoin::{OutPoint, ScriptBuf, Transaction, Txid};
 use btcr2_aggregation_protocol::{chain::Tip, cohort::standing::CoinRef, hash::SignalBytes};
 use serde::{Deserialize, Serialize};
 
-use super::ChainView;
+use super::settings::ChainView;
 use crate::{
     chain::{Activity, ChainError, signal_of},
     journal::{Journal, JournalError, Record, StreamId},
@@ -41,6 +41,8 @@ pub(crate) struct ChainNews {
     pub(crate) spends: Vec<FinalSpend>,
     /// Transactions that the chain has refused, with the reason.
     pub(crate) refused: Vec<(Txid, String)>,
+    /// Submitted transactions that are in no block, with the number of blocks since they were submitted.
+    pub(crate) waiting: Vec<(Txid, u32)>,
 }
 
 /// Submit these transactions, in this order, until they are final.
@@ -89,6 +91,8 @@ pub(crate) struct CoinWatch {
     spent: BTreeSet<OutPoint>,
     submissions: Vec<Arc<Transaction>>,
     refusals: BTreeMap<Txid, String>,
+    /// Of each submitted transaction that is in no block: the height when that was seen first, and when it was reported last.
+    waiting: BTreeMap<Txid, (u32, u32)>,
     is_looking: bool,
     look_again: bool,
     /// Whether the last look failed, which is logged once.
@@ -124,6 +128,7 @@ impl CoinWatch {
             spent: BTreeSet::new(),
             submissions: Vec::new(),
             refusals: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             is_looking: false,
             look_again: false,
             has_failed: false,
@@ -187,6 +192,8 @@ impl CoinWatch {
                 news.refused.push((txid, problem));
             }
         }
+        let heads = heads(&self.submissions, &seen.mined);
+        news.waiting = overdue(&mut self.waiting, &heads, seen.tip.block.height, self.view.patience);
         // Everything below it is final, and reported.
         let since = seen.tip.block.height.saturating_sub(self.view.min_confirmations.max(1) - 1);
         if self.since != Some(since) {
@@ -216,6 +223,38 @@ impl CoinWatch {
     }
 }
 
+/// The transactions that are in no block, and spend none that is in no block either: the others cannot be mined before those.
+fn heads(submissions: &[Arc<Transaction>], mined: &BTreeSet<Txid>) -> BTreeSet<Txid> {
+    let unmined: BTreeMap<Txid, &Transaction> = submissions
+        .iter()
+        .map(|submitted| (submitted.compute_txid(), &**submitted))
+        .filter(|(txid, _)| !mined.contains(txid))
+        .collect();
+    let descends = |transaction: &Transaction| {
+        transaction.input.iter().any(|input| unmined.contains_key(&input.previous_output.txid))
+    };
+    unmined.iter().filter(|(_, transaction)| !descends(transaction)).map(|(txid, _)| *txid).collect()
+}
+
+/// Those that have waited for so many blocks since they were reported last, with all blocks that they have waited for.
+fn overdue(
+    waiting: &mut BTreeMap<Txid, (u32, u32)>,
+    heads: &BTreeSet<Txid>,
+    height: u32,
+    patience: u32,
+) -> Vec<(Txid, u32)> {
+    waiting.retain(|txid, _| heads.contains(txid));
+    let mut overdue = Vec::new();
+    for txid in heads {
+        let (since, reported) = waiting.entry(*txid).or_insert((height, height));
+        if height.saturating_sub(*reported) >= patience.max(1) {
+            *reported = height;
+            overdue.push((*txid, height.saturating_sub(*since)));
+        }
+    }
+    overdue
+}
+
 fn outpoint(coin: &CoinRef) -> OutPoint {
     OutPoint::new(coin.txid, coin.vout)
 }
@@ -226,6 +265,8 @@ struct Seen {
     coins: Vec<CoinRef>,
     spends: Vec<FinalSpend>,
     refused: Vec<(Txid, String)>,
+    /// What spends an output of the script, in a block.
+    mined: BTreeSet<Txid>,
     values: BTreeMap<OutPoint, u64>,
 }
 
@@ -279,6 +320,7 @@ async fn seen(
             coins.push(CoinRef { txid, vout, value: deposit.value.to_sat() });
         }
     }
+    let mined = spends.iter().filter(|spend| spend.place.block().is_some()).map(|spend| spend.by).collect();
     let mut settled: Vec<_> = spends
         .iter()
         .filter_map(|spend| Some((spend, *spend.place.block()?)))
@@ -294,7 +336,7 @@ async fn seen(
         let coin = CoinRef { txid, vout, value };
         final_spends.push(FinalSpend { coin, by: spend.by, signal: transaction.as_ref().and_then(signal_of) });
     }
-    Ok(Seen { tip, coins, spends: final_spends, refused, values })
+    Ok(Seen { tip, coins, spends: final_spends, refused, mined, values })
 }
 
 impl Actor for CoinWatch {
@@ -345,5 +387,53 @@ impl Handler<LookNow> for CoinWatch {
 
     fn handle(&mut self, _: LookNow, ctx: &mut Self::Context) {
         self.look(ctx);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bitcoin::{ScriptBuf, Sequence, TxIn, Witness, absolute::LockTime, transaction::Version};
+
+    use super::*;
+
+    fn spending(parent: Option<&Transaction>, number: u32) -> Arc<Transaction> {
+        let input = parent.map(|parent| TxIn {
+            previous_output: OutPoint::new(parent.compute_txid(), 0),
+            script_sig: ScriptBuf::new(),
+            sequence: Sequence::MAX,
+            witness: Witness::new(),
+        });
+        let lock_time = LockTime::from_consensus(number);
+        Arc::new(Transaction {
+            version: Version::TWO,
+            lock_time,
+            input: input.into_iter().collect(),
+            output: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn what_waits_is_reported_again_and_again_with_all_its_blocks() {
+        let first = spending(None, 1);
+        let second = spending(Some(&first), 2);
+        let (one, two) = (first.compute_txid(), second.compute_txid());
+        let submissions = [first, second];
+        let mut waiting = BTreeMap::new();
+        let mut at = |height, mined: &[Txid]| {
+            let heads = heads(&submissions, &mined.iter().copied().collect());
+            overdue(&mut waiting, &heads, height, 3)
+        };
+        assert_eq!(at(100, &[]), []);
+        assert_eq!(at(102, &[]), []);
+        assert_eq!(at(103, &[]), [(one, 3)], "its descendant waits for it");
+        assert_eq!(at(105, &[]), []);
+        assert_eq!(at(106, &[]), [(one, 6)]);
+        assert_eq!(at(107, &[one]), []);
+        assert_eq!(at(110, &[one]), [(two, 3)]);
+        // A reorganization: both wait again, from now on.
+        assert_eq!(at(111, &[]), []);
+        assert_eq!(at(114, &[]), [(one, 3)]);
+        assert_eq!(at(115, &[one, two]), []);
     }
 }

@@ -3,11 +3,12 @@
 //! - `cohort`: the service's side; `number` is one try at an announcement: its opportunity and its signing session in one machine.
 //! - `member`: the member's side: one listener for adverts, and an actor for each seat.
 //! - `coins`: looks at the chain for both sides.
-//! - [`boards`]: the store of boards (port). [`policy`]: the host's decisions. [`notice`]: what a host is notified of.
+//! - [`boards`]: the store of boards (port). [`history`]: what was announced (port), and what is served of it. [`policy`]: the host's decisions. [`notice`]: what a host is notified of.
 
 pub mod boards;
 pub(crate) mod cohort;
 mod coins;
+pub mod history;
 pub(crate) mod member;
 pub mod notice;
 pub mod policy;

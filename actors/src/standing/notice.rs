@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use bitcoin::{OutPoint, Transaction, Txid};
 use btcr2_aggregation_protocol::{
-    cohort::standing::Mode,
+    cohort::standing::{Mode, OpportunityKind},
     did::Did,
     error::Reject,
     hash::{DidIndex, DocumentHash},
     id::CohortId,
     key::PublicKey,
+    time::Timestamp,
 };
 use serde::Serialize;
 use strum::VariantNames;
+
+use crate::bans::Offence;
 
 /// An event of a standing cohort at its service.
 #[derive(Clone, Debug, Serialize, VariantNames)]
@@ -40,6 +43,17 @@ pub enum StandingNotice {
         seat: Did,
         /// Why.
         reason: String,
+    },
+    /// A seat was banned after an offence: it is admitted to no cohort until then. It keeps its seat.
+    SeatBanned {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The seat's DID.
+        seat: Did,
+        /// The offence.
+        offence: Offence,
+        /// The end of the ban.
+        until: Timestamp,
     },
     /// The cohort has formed.
     StandingFormed {
@@ -93,6 +107,8 @@ pub enum StandingNotice {
         cohort_id: CohortId,
         /// The number.
         number: u64,
+        /// Whether it announces updates, or joins coins.
+        kind: OpportunityKind,
         /// Until when seats may respond, in Unix seconds.
         respond_by: u64,
     },
@@ -159,8 +175,29 @@ pub enum StandingNotice {
         beacon_address: String,
         /// What is left, in satoshi.
         balance: u64,
-        /// How many announcements it pays for by fallback.
-        announcements_left: u64,
+        /// How many announcements it pays for by key path, and by fallback, at the rate of the last one.
+        announcements_left: (u64, u64),
+    },
+    /// A transaction is in no block after some. What can be spent to bump it is an output of the last one of the chain: its fee counts for all.
+    NumberUnconfirmed {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number: the first of the chain.
+        number: u64,
+        /// The transaction's id.
+        txid: Txid,
+        /// For how many blocks it has waited.
+        blocks: u32,
+        /// Its own fee rate, in sat/vB.
+        fee_rate: f64,
+        /// The last number of the chain that descends from it; itself if none does.
+        last_number: u64,
+        /// The operator's output in the transaction of that number.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        bump: Option<OutPoint>,
+        /// What that output holds, in satoshi.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        bump_value: Option<u64>,
     },
     /// A transaction was not accepted by the chain; it is submitted again.
     SubmissionFailed {
@@ -395,6 +432,23 @@ pub enum SeatNotice {
         txid: Txid,
         /// The board.
         board_hash: DocumentHash,
+    },
+    /// The seat was restored from a backup. Until each of these coins is spent by a final transaction, it submits only what the backup shows
+    /// that it had submitted.
+    SeatRestored {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The coins that are left.
+        coins: Vec<OutPoint>,
+    },
+    /// All coins are spent that the address had when the seat was restored from a backup: it submits updates again.
+    SeatSettled {
+        /// The seat.
+        seat: Did,
+        /// The cohort.
+        cohort_id: CohortId,
     },
     /// A coin of the cohort was spent, finally.
     CoinSpent {

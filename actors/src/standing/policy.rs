@@ -3,21 +3,23 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
-use bitcoin::{FeeRate, Transaction, TxOut};
+use bitcoin::{FeeRate, Transaction, TxOut, Txid};
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        Board, Mode, Opportunity, RowAction, StandingPolicy, StandingTerms,
+        ArchivedBoard, Board, Mode, Opportunity, RowAction, StandingPolicy, StandingTerms,
         message::{AskedRow, ControlProof},
         seat::{OwnEntry, SeatUpdate},
     },
     did::Did,
     hash::{DidIndex, DocumentHash, SignalBytes},
     id::CohortId,
+    identity::Identity,
+    invite::{InviteProof, InviteToken},
     key::PublicKey,
 };
 use serde_json::Value;
 
-use crate::policy::PolicyError;
+use crate::{policy::PolicyError, subject::NetworkAddress};
 
 /// What an announcement may cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,17 +58,55 @@ pub struct UpdatesToCheck {
     pub updates: Vec<(DidIndex, Value)>,
 }
 
+/// A participant that asks for a seat.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SeatApplicant {
+    /// The DID of the seat, which is of this cohort only.
+    pub did: Did,
+    /// The DID as which it applies, if it has shown one. Proven when it is asked about for [admission](StandingServicePolicy::admit), and
+    /// not before.
+    pub applies_as: Option<Did>,
+    /// The invite that it presents.
+    pub invite: Option<InviteProof>,
+    /// Its network address, if the transport knows it.
+    pub address: Option<NetworkAddress>,
+}
+
 /// The operator of standing cohorts.
 #[async_trait]
 pub trait StandingServicePolicy: Send + Sync {
-    /// Whether to give a seat; `Err` refuses, with the reason. Admits every candidate by default.
-    async fn admit(&self, cohort_id: &CohortId, did: &Did, seat: &PublicKey) -> Result<(), String> {
-        let _ = (cohort_id, did, seat);
+    /// Whether to consider a request for a seat at all; `Err` refuses it, with the reason. Must answer at once: it is asked for each request
+    /// of a participant that is not a candidate yet. Considers every one by default.
+    fn screen(&self, cohort_id: &CohortId, applicant: &SeatApplicant) -> Result<(), String> {
+        let _ = (cohort_id, applicant);
         Ok(())
+    }
+
+    /// Whether to give a seat; `Err` refuses, with the reason. Admits every candidate by default.
+    async fn admit(&self, cohort_id: &CohortId, applicant: &SeatApplicant) -> Result<(), String> {
+        let _ = (cohort_id, applicant);
+        Ok(())
+    }
+
+    /// A candidate that was admitted has no seat after all: the cohort has formed without it. What its admission has used up can be given
+    /// back.
+    async fn release(&self, cohort_id: &CohortId, applicant: &SeatApplicant) {
+        let _ = (cohort_id, applicant);
     }
 
     /// Why a row of proven registration is not proven, for each row. `digest` is what a key of the DID's `capabilityInvocation` signs.
     async fn check_control(&self, cohort_id: &CohortId, row: &AskedRow, digest: &[u8; 32]) -> Result<(), String>;
+
+    /// The keys that control a DID of this cohort now: those of `capabilityInvocation`. They prove control to get the DID's proofs. By
+    /// default that of a KEY DID.
+    ///
+    /// # Errors
+    /// Why they cannot be found, in words.
+    async fn control_keys(&self, cohort_id: &CohortId, did: &Did) -> Result<Vec<PublicKey>, String> {
+        let _ = cohort_id;
+        Ok(did.key().into_iter().collect())
+    }
 
     /// Checks updates by rules U, as far as the operator can, and stores them; `Err` refuses the response, with the reason. Only in cohorts
     /// whose service receives updates.
@@ -171,6 +211,20 @@ pub struct BoardToSign {
     pub entries: Vec<OwnEntry>,
 }
 
+/// A board that was announced without this seat.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct MissedBoard {
+    /// The number.
+    pub number: u64,
+    /// The transaction.
+    pub txid: Txid,
+    /// The board, which gives the signal that was reported.
+    pub board: Arc<ArchivedBoard>,
+    /// The nonce of the leaf of each index of this seat, in an SMT cohort: the seat may have responded, and others have signed without it.
+    pub nonces: Vec<(DidIndex, [u8; 32])>,
+}
+
 /// A DID to register, or to release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowWanted {
@@ -197,6 +251,17 @@ pub trait SeatPolicy: Send + Sync {
     /// Whether to ask for a seat; `Err` declines, with the reason. The terms are accepted by [`Self::standing_policy`] already.
     async fn joins(&self, offer: &StandingOffer) -> Result<(), String>;
 
+    /// An invite of the service's operator, with which seats are asked for.
+    fn invite(&self) -> Option<InviteToken> {
+        None
+    }
+
+    /// A KEY DID as which seats are asked for, for a service that admits by a list: the DID of a seat is of its cohort only. It links the
+    /// seats.
+    fn applies_as(&self) -> Option<Identity> {
+        None
+    }
+
     /// What is accepted of terms.
     fn standing_policy(&self) -> StandingPolicy {
         StandingPolicy::default()
@@ -214,6 +279,13 @@ pub trait SeatPolicy: Send + Sync {
 
     /// The updates of a number.
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen;
+
+    /// Stores what resolvers need of an announcement from which the seat was absent; `Err` gives the reason, and it is asked again later. It may
+    /// be asked again for what it has stored.
+    async fn missed(&self, seat: &SeatView, missed: &MissedBoard) -> Result<(), String> {
+        let _ = (seat, missed);
+        Ok(())
+    }
 
     /// Stores what resolvers need of a board; `Err` refuses to sign, with the reason.
     async fn signs(&self, seat: &SeatView, board: &BoardToSign) -> Result<(), String>;

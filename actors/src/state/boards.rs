@@ -5,7 +5,7 @@ use std::sync::Arc;
 use btcr2_aggregation_protocol::{hash::DocumentHash, id::CohortId};
 use futures::{FutureExt, future::BoxFuture};
 
-use super::{Edit, State, StateError, Table};
+use super::{Edit, State, StateError, Table, database::Change};
 use crate::standing::boards::{BoardError, BoardStore};
 
 /// The bytes by hash, and the hashes by cohort and number.
@@ -18,14 +18,27 @@ pub struct StateBoards {
 impl StateBoards {
     /// The boards in `state`.
     pub fn new(state: &State) -> Self {
-        Self { bytes: state.table("standing-boards"), numbers: state.table("standing-numbers") }
+        Self { bytes: state.table(BYTES), numbers: state.table(NUMBERS) }
+    }
+
+    /// What [`put`](BoardStore::put) would write, for one commit with other changes.
+    pub(super) fn changes(cohort_id: &CohortId, number: u64, hash: &DocumentHash, bytes: Vec<u8>) -> [Change; 2] {
+        let board = Change::Put { table: BYTES.into(), key: hash.as_bytes().to_vec(), value: bytes };
+        [board, Change::Put { table: NUMBERS.into(), key: key(cohort_id, number, hash), value: Vec::new() }]
     }
 }
+
+const BYTES: &str = "standing-boards";
+const NUMBERS: &str = "standing-numbers";
 
 fn prefix(cohort_id: &CohortId) -> Vec<u8> {
     let id = cohort_id.as_str().as_bytes();
     // With its length: no identifier is the beginning of another one.
     [&(id.len() as u64).to_be_bytes(), id].concat()
+}
+
+fn key(cohort_id: &CohortId, number: u64, hash: &DocumentHash) -> Vec<u8> {
+    [prefix(cohort_id), number.to_be_bytes().to_vec(), hash.as_bytes().to_vec()].concat()
 }
 
 fn failed(error: StateError) -> BoardError {
@@ -41,7 +54,7 @@ impl BoardStore for StateBoards {
         bytes: Arc<Vec<u8>>,
     ) -> BoxFuture<'static, Result<(), BoardError>> {
         let (bytes_table, numbers, hash) = (self.bytes.clone(), self.numbers.clone(), *hash);
-        let key = [prefix(cohort_id), number.to_be_bytes().to_vec(), hash.as_bytes().to_vec()].concat();
+        let key = key(cohort_id, number, &hash);
         async move {
             if bytes_table.get(*hash.as_bytes()).await.map_err(failed)?.is_none() {
                 bytes_table.put(*hash.as_bytes(), bytes.as_ref().clone()).await.map_err(failed)?;

@@ -20,6 +20,7 @@ mod database;
 mod entries;
 mod error;
 mod frame;
+pub mod history;
 pub mod inboxes;
 mod journal;
 mod lock;

@@ -42,7 +42,16 @@ const DAY: u64 = 24 * 3600;
 
 fn entry(offence: Offence, cohort: &str, at: Timestamp) -> Entry {
     let cohort_id = CohortId::parse(cohort).unwrap();
-    Entry { offence, cohort_id, at, detail: "a test".to_owned(), address: None, invite: None, evidence: Vec::new() }
+    Entry {
+        offence,
+        cohort_id,
+        number: None,
+        at,
+        detail: "a test".to_owned(),
+        address: None,
+        invite: None,
+        evidence: Vec::new(),
+    }
 }
 
 fn in_memory() -> BanBook {

@@ -1,15 +1,29 @@
 //! The API's document against the server's behaviour. The other tests check each answer that they receive against it
 //! too (`crate::http_support::openapi::check`); this test produces everything that it names.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::http_support::{
     ack, advert, draft, identity, openapi, openapi::DOCUMENT, paused, sealed, service, signed, site::Site,
 };
 use actix_web::{http::Method, test::TestRequest};
+use async_trait::async_trait;
 use btcr2_aggregation_actors::transport::{
     Inbox, Transport,
-    http::{HttpConfig, Refusal, store::Rate},
+    http::{
+        HttpConfig, Refusal,
+        history::{History, HistoryRefusal, ServedProof, announcements_path, board_path, map_path, proof_path},
+        store::Rate,
+    },
+};
+use btcr2_aggregation_protocol::{
+    beacon::did_index,
+    did::Did,
+    hash::{DidIndex, DocumentHash, SignalBytes},
+    id::CohortId,
+    identity::Identity,
+    key::PublicKey,
+    request_auth::RequestAuthorization,
 };
 use serde_json::{Value, json};
 
@@ -44,6 +58,140 @@ async fn ask(seen: &mut Seen, site: &Site, method: &str, path: &str, request: Te
 
 async fn post(seen: &mut Seen, site: &Site, path: &str, body: String) {
     ask(seen, site, "POST", path, TestRequest::default().set_payload(body)).await;
+}
+
+/// The index of a DID, as in paths.
+fn index(identity: &Identity) -> DidIndex {
+    did_index(identity.did())
+}
+
+/// A history with one answer for each cohort.
+struct Shelf;
+
+impl Shelf {
+    fn answer<T>(cohort_id: &CohortId, value: T) -> Result<T, HistoryRefusal> {
+        match cohort_id.as_str() {
+            "busy" => Err(HistoryRefusal::Busy),
+            "broken" => Err(HistoryRefusal::Failed("a broken disk".to_owned())),
+            "unknown" => Err(HistoryRefusal::Unknown),
+            _ => Ok(value),
+        }
+    }
+}
+
+#[async_trait]
+impl History for Shelf {
+    async fn announcements(&self, cohort_id: &CohortId, after: u64, most: usize) -> Result<Value, HistoryRefusal> {
+        Self::answer(cohort_id, json!({ "after": after, "most": most }))
+    }
+
+    async fn map(&self, cohort_id: &CohortId, _: &SignalBytes) -> Result<Value, HistoryRefusal> {
+        Self::answer(cohort_id, json!({}))
+    }
+
+    async fn proof(&self, cohort_id: &CohortId, number: u64, _: &DidIndex) -> Result<ServedProof, HistoryRefusal> {
+        let seat = Some(identity(5).did().clone());
+        Self::answer(cohort_id, ServedProof { answer: json!({}), has_leaf: number > 1, seat })
+    }
+
+    async fn board(&self, cohort_id: &CohortId, hash: &DocumentHash) -> Result<Arc<Vec<u8>>, HistoryRefusal> {
+        let is_known = *hash != DocumentHash::from_bytes([9; 32]);
+        is_known
+            .then(|| Arc::new(b"{}".to_vec()))
+            .ok_or(HistoryRefusal::Unknown)
+            .and_then(|bytes| Self::answer(cohort_id, bytes))
+    }
+
+    async fn is_seat(&self, _: &CohortId, did: &Did) -> Result<bool, HistoryRefusal> {
+        Ok(did == identity(5).did())
+    }
+
+    async fn control_keys(&self, _: &CohortId, did: &Did) -> Vec<PublicKey> {
+        // Another key than that in the DID.
+        (did == identity(6).did()).then(|| identity(7).public_key()).into_iter().collect()
+    }
+}
+
+/// The signed request of `identity`, as `did`.
+fn signed_as(site: &Site, did: &Did, key: &Identity, path: &str) -> TestRequest {
+    let signed =
+        RequestAuthorization::sign(did, key.secret_key(), path, site.now(), &mut crate::http_support::rng());
+    TestRequest::default().insert_header(("authorization", signed.to_string()))
+}
+
+/// Everything about the history of standing cohorts.
+async fn ask_history(seen: &mut Seen, site: &Site) {
+    tokio::time::advance(std::time::Duration::from_secs(60)).await;
+    let id = |cohort: &str| CohortId::parse(cohort).unwrap();
+    let (seat, other, hash) = (identity(5), identity(8), DocumentHash::from_bytes([8; 32]));
+    let get = async |seen: &mut Seen, path: &str, request: TestRequest| ask(seen, site, "GET", path, request).await;
+    let announcements = |cohort: &str| announcements_path("", &id(cohort));
+    // No history is served yet.
+    get(seen, &announcements("known"), TestRequest::default()).await;
+    site.server.serve_history(Arc::new(Shelf));
+    for cohort in ["known", "busy", "broken", "unknown"] {
+        let proof = |number, index| proof_path("", &id(cohort), number, &index);
+        let board = board_path("", &id(cohort), &hash);
+        get(seen, &announcements(cohort), TestRequest::default()).await;
+        get(seen, &map_path("", &id(cohort), &SignalBytes::from_bytes([8; 32])), TestRequest::default()).await;
+        get(seen, &proof(1, index(&other)), TestRequest::default()).await;
+        get(seen, &board, signed_as(site, seat.did(), &seat, &board)).await;
+    }
+    let page = format!("{}?after=7&limit=1000", announcements("known"));
+    let answer = site.ask(TestRequest::get().uri(&page)).await;
+    assert_eq!(answer.body, json!({ "after": 7, "most": 256 }), "pages are bounded");
+    for wrong in ["?after=x", "?limit=-1", "?after=1&after=2"] {
+        get(seen, &format!("{}{wrong}", announcements("known")), TestRequest::default()).await;
+    }
+    for wrong in ["maps/x", "announcements/1/proofs/x", "announcements/x/proofs/x", "boards/x"] {
+        get(seen, &format!("/v1/standing/known/{wrong}"), TestRequest::default()).await;
+    }
+    // A leaf is for its seat, and for the controller of the DID.
+    let known = id("known");
+    let path = |identity: &Identity| proof_path("", &known, 2, &index(identity));
+    let board = board_path("", &known, &hash);
+    let outcome = async |request: TestRequest, path: &str| site.ask(request.uri(path)).await.outcome().0;
+    let of_seat = signed_as(site, seat.did(), &seat, &path(&other));
+    assert_eq!(outcome(of_seat, &path(&other)).await, 200);
+    let (controlled, key) = (identity(6), identity(7));
+    let by_controller = signed_as(site, controlled.did(), &key, &path(&controlled));
+    assert_eq!(outcome(by_controller, &path(&controlled)).await, 200);
+    for (did, key, path) in [
+        // The key that the DID began with.
+        (&controlled, &controlled, path(&controlled)),
+        (&seat, &other, path(&other)),
+        (&seat, &other, board.clone()),
+        // The DID of another index, or without a seat.
+        (&other, &other, path(&seat)),
+        (&other, &other, board.clone()),
+    ] {
+        let request = signed_as(site, did.did(), key, &path);
+        get(seen, &path, request).await;
+    }
+    for path in [path(&other), board.clone()] {
+        get(seen, &path, TestRequest::default()).await;
+        // For another path, e.g. of another cohort.
+        let elsewhere = path.replace("known", "another");
+        get(seen, &path, signed_as(site, seat.did(), &seat, &elsewhere)).await;
+        let header = crate::http_support::authorization(&seat, &path, site.now());
+        for _ in 0..2 {
+            let request = TestRequest::default().insert_header(("authorization", header.clone()));
+            get(seen, &path, request).await;
+        }
+        for _ in 0..25 {
+            get(seen, &path, signed_as(site, seat.did(), &seat, &path)).await;
+        }
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+    }
+    let missing = board_path("", &known, &DocumentHash::from_bytes([9; 32]));
+    get(seen, &missing, signed_as(site, seat.did(), &seat, &missing)).await;
+    // Resolving costs: one address may have ten DIDs resolved at once.
+    let mut refused = 0;
+    for _ in 0..20 {
+        let request = signed_as(site, controlled.did(), &controlled, &path(&controlled));
+        refused += usize::from(outcome(request, &path(&controlled)).await == 429);
+    }
+    assert_eq!(refused, 10);
 }
 
 #[test]
@@ -122,9 +270,10 @@ fn every_answer_that_the_document_names_is_given() {
         ask(&mut seen, &site, "GET", "/v1/adverts", TestRequest::default()).await;
         ask(&mut seen, &site, "GET", "/v1/.well-known/aggregation", TestRequest::default()).await;
         ask(&mut seen, &site, "GET", "/v1/openapi.json", TestRequest::default()).await;
+        ask_history(&mut seen, &site).await;
         for path in DOCUMENT["paths"].as_object().unwrap().keys() {
-            ask(&mut seen, &site, "OPTIONS", &path.replace("{did}", alice.did().as_str()), TestRequest::default())
-                .await;
+            let path = path.replace("{did}", alice.did().as_str()).replace(['{', '}'], "");
+            ask(&mut seen, &site, "OPTIONS", &path, TestRequest::default()).await;
         }
     });
     let named = named();
@@ -159,13 +308,21 @@ fn what_the_document_does_not_name_is_not_found() {
             "/v1/actors/x",
             "/v1/actors//inbox",
             "/v2/messages",
+            "/v1/standing",
+            "/v1/standing/x",
+            "/v1/standing//announcements",
+            "/v1/standing/x/announcements/1",
+            "/v1/standing/x/announcements/1/proofs",
+            "/v1/standing/x/boards",
         ] {
             for method in [Method::GET, Method::POST, Method::PUT, Method::OPTIONS] {
                 let answer = site.ask(TestRequest::default().method(method).uri(path)).await;
                 assert_eq!(answer.outcome(), (404, "not_found"), "{path}");
             }
         }
-        for path in ["/v1/messages", "/v1/adverts", inbox, "/v1/.well-known/aggregation", "/v1/openapi.json"] {
+        let history = "/v1/standing/x/announcements";
+        let documents = ["/v1/.well-known/aggregation", "/v1/openapi.json"];
+        for path in ["/v1/messages", "/v1/adverts", inbox, history].into_iter().chain(documents) {
             for method in [Method::PUT, Method::DELETE, Method::PATCH, Method::HEAD, Method::TRACE] {
                 let answer = site.ask(TestRequest::default().method(method.clone()).uri(path)).await;
                 assert_eq!(answer.outcome(), (404, "not_found"), "{method} {path}");
@@ -197,6 +354,7 @@ fn fits(value: &Value, schema: &Value) -> Result<(), String> {
         Some("object") => value.is_object(),
         Some("string") => value.is_string(),
         Some("integer") => value.is_u64(),
+        Some("array") => value.is_array(),
         Some(other) => panic!("the type {other}"),
         None => true,
     };

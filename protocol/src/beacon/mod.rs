@@ -5,6 +5,7 @@
 //! a host registers others in a [`BeaconRegistry`], and cohorts then use them like the built-in ones.
 
 mod cas;
+mod paths;
 mod smt;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 pub(crate) use self::smt::smt_index_of;
 pub use self::{
     cas::{CasAnnouncement, CasBeacon},
+    paths::{LeafPath, SmtPaths},
     smt::{
         DuplicateIndex, RawProof, SmtBeacon, SmtNonce, SmtProof, SparseMerkleTree, did_index, smt_index, smt_leaf,
         zero_hash,

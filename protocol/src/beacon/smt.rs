@@ -28,9 +28,9 @@ use crate::{
 };
 
 /// Levels of the tree, one for each bit of an index.
-const LEVELS: usize = 256;
+pub(super) const LEVELS: usize = 256;
 
-fn zeros() -> &'static [[u8; 32]; LEVELS + 1] {
+pub(super) fn zeros() -> &'static [[u8; 32]; LEVELS + 1] {
     static ZEROS: OnceLock<[[u8; 32]; LEVELS + 1]> = OnceLock::new();
     ZEROS.get_or_init(|| {
         let mut zero = [0; 32];
@@ -75,7 +75,7 @@ pub fn smt_leaf(nonce: Option<&[u8]>, update: Option<&DocumentHash>) -> [u8; 32]
     }
 }
 
-fn node(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
+pub(super) fn node(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
     sha256_concat(&[left, right])
 }
 
@@ -214,14 +214,14 @@ impl SparseMerkleTree {
 }
 
 /// The level at which two indices first differ; `None` if they are equal.
-fn first_difference(a: &[u8; 32], b: &[u8; 32]) -> Option<usize> {
+pub(super) fn first_difference(a: &[u8; 32], b: &[u8; 32]) -> Option<usize> {
     let byte = a.iter().zip(b).position(|(a, b)| a != b)?;
     Some(byte * 8 + (a[byte] ^ b[byte]).leading_zeros() as usize)
 }
 
 /// Hashes the subtree around `index` from below level `from - 1` up to below level `to - 1`, where all siblings are
 /// empty.
-fn lift(mut hash: [u8; 32], index: &[u8; 32], from: usize, to: usize) -> [u8; 32] {
+pub(super) fn lift(mut hash: [u8; 32], index: &[u8; 32], from: usize, to: usize) -> [u8; 32] {
     for level in (to..from).rev() {
         hash = parent(bit(index, level), &hash, &zeros()[LEVELS - 1 - level]);
     }

@@ -1,7 +1,7 @@
 //! `join`: a participant as a program.
 
 mod intent;
-mod standing;
+pub(super) mod standing;
 
 use std::{num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -204,6 +204,19 @@ settings! {
             /// With --standing: accept cohorts in which others may register a DID without control of it
             #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_ACCEPT_BLIND", hide_short_help = true)]
             accept_blind: bool,
+            /// With --standing: apply for seats as the DID of --identity, for a service whose operator has a list of DIDs
+            ///
+            /// A seat has a DID of its own, which no list can have. The service then knows that the seats of this identity are of one
+            /// participant.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_SHOW_IDENTITY", hide_short_help = true)]
+            show_identity: bool,
+            /// With --standing: --state was restored from a backup, at this start
+            ///
+            /// What the seat may have signed since the backup is not in it: until every coin that the beacon address has now is spent at depth,
+            /// it submits no other update than those that the backup shows as submitted. That is stored in --state: give this once, and each time
+            /// that a backup is restored. With it at every start the wait begins anew and never ends.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_RESTORED", hide_short_help = true)]
+            restored: bool,
         }
         "Timing" {
             /// How long a phase of the service may take [default: 1h]

@@ -47,6 +47,8 @@ pub(super) fn config(settings: &JoinSettings, identity: &Identity) -> Result<Opt
         settings.least_share.is_some(),
         settings.least_interval.is_some(),
         settings.accept_blind.is_some(),
+        settings.show_identity.is_some(),
+        settings.restored.is_some(),
     ];
     if settings.standing != Some(true) {
         return match others.contains(&true) {
@@ -84,19 +86,22 @@ pub(super) fn config(settings: &JoinSettings, identity: &Identity) -> Result<Opt
     }
     // The shortest time to answer that a test network needs; a person is asked nothing.
     policy.least_seconds_to_answer = 1;
-    let dids = controlled(dids)?;
+    let dids = identities(dids)?;
     if let Some(other) = dids.iter().find(|one| one.identity.did().network() != network) {
         return Err(usage(&format!("{} is a DID of another network than {network}", other.identity.did())));
     }
     if dids.iter().any(|one| one.identity.public_key() == identity.public_key()) {
         return Err(usage("--identity is the seat's secret: it must not be the key of a DID in --dids"));
     }
+    let restored = settings.restored == Some(true);
     let seed = SeatSeed::from_secret(identity.secret_key());
-    Ok(Some(StandingJoin { seed, network, dids, policy, updates: settings.updates.clone(), out }))
+    let applies_as = (settings.show_identity == Some(true)).then(|| identity.clone());
+    let updates = settings.updates.clone();
+    Ok(Some(StandingJoin { seed, applies_as, network, dids, policy, updates, out, restored }))
 }
 
 /// The identities in a directory.
-fn controlled(dir: &Path) -> Result<Vec<ControlledDid>, ProgramError> {
+pub(in crate::cli) fn identities(dir: &Path) -> Result<Vec<ControlledDid>, ProgramError> {
     let usage = |problem: String| ProgramError::Usage(problem);
     let files = std::fs::read_dir(dir).map_err(|error| usage(format!("--dids {}: {error}", dir.display())))?;
     let mut paths: Vec<_> = files.filter_map(|file| Some(file.ok()?.path())).collect();

@@ -177,7 +177,7 @@ pub(in crate::cli) async fn send(
              out, and announces nothing twice"
         ))
     };
-    // Who waits is told by the wait what has become of it: another transaction may be in a block before the first look.
+    // The wait reports what has become of it: another transaction may be in a block before the first look.
     if !is_there(chain, &txid).await.map_err(sent)? && args.wait.is_none() {
         return Err(SingletonFailure::Failed(format!(
             "the chain has taken transaction {txid}, and does not have it: the same command again finds out"

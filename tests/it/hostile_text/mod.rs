@@ -198,6 +198,7 @@ fn bans_escapes_the_texts_of_members() {
     let entry = Entry {
         offence: Offence::Equivocation,
         cohort_id: CohortId::parse("cohort").unwrap(),
+        number: None,
         at: Clock::system().now(),
         detail: hostile(Size::Long),
         address: None,

@@ -191,8 +191,12 @@ impl Program {
     }
 
     pub fn event_where(&mut self, name: &str, mut matches: impl FnMut(&Value) -> bool) -> Value {
+        self.first(name, |event| event["event"] == name && matches(event))
+    }
+
+    /// The first event of any name, read already or still to come, that matches; `what` is for the failure.
+    pub fn first(&mut self, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Value {
         let until = Instant::now() + PATIENCE;
-        let mut wanted = |event: &Value| event["event"] == name && matches(event);
         if let Some(seen) = self.seen.iter().find(|event| wanted(event)) {
             return seen.clone();
         }
@@ -202,7 +206,22 @@ impl Program {
                 Some(_) => {}
                 None => {
                     let errors = self.errors();
-                    panic!("ended without {name}: {:#?}\n{errors}", self.seen);
+                    panic!("ended without {what}: {:#?}\n{errors}", self.seen);
+                }
+            }
+        }
+    }
+
+    /// The next event that is still to come, of any name.
+    pub fn any_where(&mut self, mut matches: impl FnMut(&Value) -> bool) -> Value {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.line(until) {
+                Some(event) if matches(&event) => return event,
+                Some(_) => {}
+                None => {
+                    let errors = self.errors();
+                    panic!("ended: {:#?}\n{errors}", self.seen);
                 }
             }
         }

@@ -24,7 +24,7 @@ impl CohortActor {
         let member = self.engine.machine().phase().formed().and_then(|formed| formed.members.get(did));
         let invite = member.and_then(|member| member.invite.as_ref()).map(InviteProof::id);
         let address = self.addresses.get(did).copied();
-        (did.clone(), Entry { offence, cohort_id, at, detail, address, invite, evidence })
+        (did.clone(), Entry { offence, cohort_id, number: None, at, detail, address, invite, evidence })
     }
 
     /// Records offences in the ban list.

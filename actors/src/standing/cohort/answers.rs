@@ -1,12 +1,15 @@
 //! What arrives for a standing cohort: messages for its machine, for its number, and requests for rows and boards.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix::{AsyncContext, Context, Handler, WrapFuture, prelude::SendError};
 use btcr2_aggregation_protocol::{
     cohort::standing::{
         cohort::{CohortEffect, CohortInput},
-        message::{BoardPart, BoardRequest, MAX_PART_ROWS, RowsGiven, RowsRequest, StandingMessage},
+        message::{
+            BoardPart, BoardRequest, HistoryGiven, HistoryRequest, MAX_HISTORY, MAX_PART_ROWS, PastAnnouncement,
+            RowsGiven, RowsRequest, StandingMessage,
+        },
     },
     did::Did,
     error::{Reject, RejectCode},
@@ -16,8 +19,12 @@ use btcr2_aggregation_protocol::{
 use super::{SeatMessage, StandingCohortActor, number::NumberMessage};
 use crate::{
     engine::Driven,
-    standing::notice::StandingNotice,
-    transport::{Outbound, Received},
+    standing::{
+        boards::is_of,
+        history::{Announced, Fate},
+        notice::StandingNotice,
+    },
+    transport::Outbound,
 };
 
 /// How often the advert of a cohort that has not formed is repeated: a peer that connects later would not receive it on every transport.
@@ -38,7 +45,7 @@ impl StandingCohortActor {
         self.shared.notices.publish(StandingNotice::rejected(Some(self.cohort_id()), reject));
     }
 
-    fn is_seat(&self, from: &Did) -> bool {
+    pub(super) fn is_seat(&self, from: &Did) -> bool {
         self.engine.machine().seats().any(|(_, did)| did == from)
     }
 
@@ -54,10 +61,10 @@ impl StandingCohortActor {
         let (getting, outbound) = (self.shared.boards.get(&request.board_hash), self.outbound.clone());
         let load = self.shared.load.clone();
         let answering = async move {
-            let BoardRequest { cohort_id, board_hash, part } = request;
+            let BoardRequest { cohort_id, board_hash, part, .. } = request;
             let part = match getting.await {
-                Ok(Some(bytes)) => BoardPart::of(&cohort_id, board_hash, &bytes, part),
-                Ok(None) => None,
+                Ok(Some(bytes)) if is_of(&cohort_id, &bytes) => BoardPart::of(&cohort_id, board_hash, &bytes, part),
+                Ok(_) => None,
                 Err(error) => {
                     tracing::error!(%error, "a board cannot be read");
                     None
@@ -71,11 +78,48 @@ impl StandingCohortActor {
     }
 }
 
+impl StandingCohortActor {
+    /// The announcements that a seat has missed. Those that can never be mined need no data.
+    fn answer_history(&self, from: Did, request: &HistoryRequest, ctx: &mut Context<Self>) {
+        let (history, cohort_id, after) =
+            (Arc::clone(&self.shared.history), request.cohort_id.clone(), request.after);
+        let (outbound, load) = (self.outbound.clone(), self.shared.load.clone());
+        let answering = async move {
+            let mut announcements: Vec<PastAnnouncement> = Vec::new();
+            let mut last = after;
+            // A page may have nothing that is needed.
+            while announcements.len() < MAX_HISTORY {
+                let listed = match history.list(&cohort_id, last, MAX_HISTORY).await {
+                    Ok(listed) => listed,
+                    Err(error) => return tracing::error!(%error, "history cannot be read"),
+                };
+                let Some(end) = listed.last() else { break };
+                last = end.number;
+                announcements.extend(listed.iter().filter_map(past));
+            }
+            announcements.truncate(MAX_HISTORY);
+            let given = HistoryGiven { cohort_id, after, announcements };
+            let body = Body::from(StandingMessage::from(given)).into();
+            load.send(Outbound::Direct { to: from, body, until: None }, &outbound);
+        };
+        ctx.spawn(answering.into_actor(self));
+    }
+}
+
+fn past(announced: &Announced) -> Option<PastAnnouncement> {
+    let signal = announced.signal.filter(|_| announced.state != Fate::Void)?;
+    let Announced { number, txid, board_hash, .. } = *announced;
+    Some(PastAnnouncement { number, txid, signal, board_hash })
+}
+
 impl Handler<SeatMessage> for StandingCohortActor {
     type Result = ();
 
     fn handle(&mut self, SeatMessage(received): SeatMessage, ctx: &mut Self::Context) {
-        let Received { message, receipt, .. } = received;
+        if self.turns_away(&received) {
+            return received.receipt.confirm();
+        }
+        let (message, receipt) = (&received.message, received.receipt.clone());
         let Body::Standing(standing) = &*message.body else { return receipt.confirm() };
         let from = message.from.clone();
         let number = match &**standing {
@@ -86,8 +130,7 @@ impl Handler<SeatMessage> for StandingCohortActor {
         if let Some(number) = number {
             match &self.number {
                 Some(running) if running.number == number => {
-                    let message = NumberMessage { from, message: (**standing).clone(), receipt };
-                    if let Err(SendError::Full(_)) = running.address.try_send(message) {
+                    if let Err(SendError::Full(_)) = running.address.try_send(NumberMessage(received)) {
                         tracing::warn!(number, "a number's mailbox is full, a message was dropped");
                     }
                 }
@@ -107,7 +150,13 @@ impl Handler<SeatMessage> for StandingCohortActor {
                 self.answer_board(from, request.clone(), ctx);
                 receipt.confirm();
             }
-            StandingMessage::RowsRequest(_) | StandingMessage::BoardRequest(_) => {
+            StandingMessage::HistoryRequest(request) if self.is_seat(&from) => {
+                self.answer_history(from, request, ctx);
+                receipt.confirm();
+            }
+            StandingMessage::RowsRequest(_)
+            | StandingMessage::BoardRequest(_)
+            | StandingMessage::HistoryRequest(_) => {
                 receipt.confirm();
                 self.reject(&Reject::new(RejectCode::NotAMember, &from, "no seat of this cohort"));
             }

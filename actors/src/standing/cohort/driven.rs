@@ -6,11 +6,10 @@ use actix::{ActorContext, AsyncContext, Context, WrapFuture};
 use bitcoin::OutPoint;
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        Mode, Row,
-        cohort::{CohortEffect, CohortEvent, CohortInput, StandingCohort},
+        Row,
+        cohort::{CohortEffect, CohortEvent, CohortInput, LOW_BALANCE, StandingCohort},
         message::{AskedRow, StandingMessage},
         number::NumberEnd,
-        signed_vsize,
     },
     error::{Reject, RejectCode},
     message::Body,
@@ -20,32 +19,26 @@ use super::{StandingCohortActor, Submit, number};
 use crate::{
     engine::{Driven, Engine},
     journal::{JournalError, StreamId},
-    standing::{compact, notice::StandingNotice},
+    standing::{compact, history::Fate, notice::StandingNotice},
     transport::{Outbound, send_in_turn},
 };
 
-/// A balance for fewer announcements by fallback than this is low.
-const LOW: u64 = 3;
-
 impl StandingCohortActor {
-    /// How many announcements a balance pays for at this rate: by key path, and by fallback.
-    fn affordable(&self, transaction: &bitcoin::Transaction, balance: u64, mode: Mode) -> (u64, u64) {
-        let Some(output) = self.engine.machine().output() else { return (0, 0) };
-        let taken = transaction.output.get(1).filter(|_| transaction.output.len() == 3);
-        let taken = taken.map_or(0, |operator| operator.value.to_sat());
-        let size = |mode| signed_vsize(transaction, output, mode);
-        let rate = self.rate_of(transaction, size(mode)).max(1);
-        let each = |mode| (size(mode) * rate + taken).max(1);
-        // The last change must not be dust.
-        let spendable = balance.saturating_sub(330);
-        (spendable / each(Mode::Key), spendable / each(Mode::Fallback))
-    }
-
-    /// The fee rate of a transaction whose coin this cohort knows, in sat/vB, rounded up.
-    fn rate_of(&self, transaction: &bitcoin::Transaction, vsize: u64) -> u64 {
-        let spent = self.engine.machine().value_spent_by(transaction).unwrap_or_default();
-        let paid: u64 = transaction.output.iter().map(|output| output.value.to_sat()).sum();
-        spent.saturating_sub(paid).div_ceil(vsize.max(1))
+    /// Reports that a transaction has waited for so many blocks, and how it can be bumped: at the end of the chain, whose fees count for all.
+    pub(super) fn report_waiting(&self, txid: bitcoin::Txid, blocks: u32) {
+        let chain = self.engine.machine().unconfirmed();
+        let first = chain.iter().find(|unconfirmed| unconfirmed.txid() == txid);
+        let Some((first, last)) = first.zip(chain.last()) else { return };
+        self.shared.notices.publish(StandingNotice::NumberUnconfirmed {
+            cohort_id: self.cohort_id().clone(),
+            number: first.number,
+            txid,
+            blocks,
+            fee_rate: first.fee_rate(),
+            last_number: last.number,
+            bump: last.operator_output.map(|(outpoint, _)| outpoint),
+            bump_value: last.operator_output.map(|(_, value)| value),
+        });
     }
 
     fn number_ended(&self, number: u64, end: &NumberEnd) {
@@ -61,7 +54,8 @@ impl StandingCohortActor {
             },
             NumberEnd::Signed { transaction, mode, board_hash, absent, .. } => {
                 let balance = transaction.output.first().map_or(0, |change| change.value.to_sat());
-                let announcements_left = self.affordable(&transaction, balance, mode);
+                // None if its coin is gone: it pays for nothing.
+                let announcements_left = self.engine.machine().affordable(balance).unwrap_or_default();
                 let txid = transaction.compute_txid();
                 let signed = StandingNotice::NumberSigned {
                     cohort_id: cohort_id.clone(),
@@ -75,10 +69,10 @@ impl StandingCohortActor {
                     announcements_left,
                 };
                 self.shared.notices.publish(signed);
-                let left = announcements_left.1;
-                let Some(output) = self.engine.machine().output().filter(|_| left < LOW) else { return };
+                let is_low = announcements_left.1 < LOW_BALANCE;
+                let Some(output) = self.engine.machine().output().filter(|_| is_low) else { return };
                 let beacon_address = output.address().to_owned();
-                StandingNotice::BalanceLow { cohort_id, beacon_address, balance, announcements_left: left }
+                StandingNotice::BalanceLow { cohort_id, beacon_address, balance, announcements_left }
             }
         };
         self.shared.notices.publish(notice);
@@ -113,13 +107,21 @@ impl Driven for StandingCohortActor {
         let cohort_id = self.cohort_id().clone();
         let notice = match event {
             CohortEvent::Advertised { .. } => StandingNotice::StandingAdvertised { cohort_id },
-            CohortEvent::SeatAdmitted { did, .. } => StandingNotice::SeatAdmitted { cohort_id, seat: did.clone() },
+            CohortEvent::SeatAdmitted { did, .. } => {
+                self.seat_admitted(did);
+                StandingNotice::SeatAdmitted { cohort_id, seat: did.clone() }
+            }
+            CohortEvent::SeatAsked { did, .. } => return self.seat_asked(did),
             CohortEvent::SeatRefused { did, reason, .. } => {
+                self.seat_refused(did);
                 StandingNotice::SeatRefused { cohort_id, seat: did.clone(), reason: reason.clone() }
             }
             CohortEvent::Formed { output, .. } => {
                 self.shared.load.send(Outbound::WithdrawAdvert { cohort_id: cohort_id.clone() }, &self.outbound);
+                self.settle_seats();
+                self.release_admitted(ctx);
                 self.watch(ctx);
+                self.record_cohort(ctx);
                 let (beacon_address, seats) = (output.address().to_owned(), output.keys().len());
                 StandingNotice::StandingFormed { cohort_id, beacon_address, seats }
             }
@@ -136,8 +138,8 @@ impl Driven for StandingCohortActor {
                 StandingNotice::CoinArrived { cohort_id, outpoint, value: coin.value }
             }
             CohortEvent::NumberPlanned { opportunity, .. } => {
-                let (number, respond_by) = (opportunity.number, opportunity.respond_by);
-                StandingNotice::NumberOpened { cohort_id, number, respond_by }
+                let (number, kind, respond_by) = (opportunity.number, opportunity.kind, opportunity.respond_by);
+                StandingNotice::NumberOpened { cohort_id, number, kind, respond_by }
             }
             CohortEvent::NumberEnded { at, number, end } => {
                 // Its machine is over; what follows from it is in the cohort's journal and on its board.
@@ -150,12 +152,15 @@ impl Driven for StandingCohortActor {
                 ctx.spawn(archiving.into_actor(self));
                 return self.number_ended(*number, end);
             }
-            CohortEvent::Confirmed { number, .. } => StandingNotice::NumberConfirmed { cohort_id, number: *number },
+            CohortEvent::Confirmed { number, .. } => {
+                self.record_fates(ctx);
+                StandingNotice::NumberConfirmed { cohort_id, number: *number }
+            }
             CohortEvent::Voided { numbers, by, .. } if !numbers.is_empty() => {
+                self.record_fate(numbers, Fate::Void, ctx);
                 StandingNotice::NumbersVoid { cohort_id, numbers: numbers.clone(), by: *by }
             }
-            CohortEvent::SeatAsked { .. }
-            | CohortEvent::Saved(_)
+            CohortEvent::Saved(_)
             | CohortEvent::RowsRestored { .. }
             | CohortEvent::PendingReceived { .. }
             | CohortEvent::NumberOpened { .. }
@@ -173,13 +178,7 @@ impl Driven for StandingCohortActor {
                 self.shared.load.send(outbound, &self.outbound);
             }
             CohortEffect::Send { to, message } => self.send(to, message),
-            CohortEffect::AskAdmission { did, seat } => {
-                let question = async move {
-                    let refusal = policy.admit(&cohort_id, &did, &seat).await.err();
-                    Some(CohortInput::Admitted { did, refusal })
-                };
-                self.ask(question, ctx);
-            }
+            CohortEffect::AskAdmission { did, .. } => self.ask_admission(did, ctx),
             CohortEffect::CheckControl { from, rows } => {
                 let Some(context) = self.engine.machine().roster().map(|roster| roster.context().clone()) else {
                     return;

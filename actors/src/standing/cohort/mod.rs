@@ -1,8 +1,11 @@
 //! A standing cohort at its service as an actor: seats, roster, coins, and one number after the other.
 
+mod admission;
 mod answers;
+mod charges;
 mod driven;
 mod number;
+mod record;
 
 use std::sync::Arc;
 
@@ -26,20 +29,27 @@ use btcr2_aggregation_protocol::{
     output::KeyAggregator,
 };
 
-use self::number::{NumberActor, RunningNumber};
+use self::{
+    admission::Applicants,
+    charges::Charge,
+    number::{NumberActor, RunningNumber},
+};
 use super::{
     ChainView,
     boards::BoardStore,
     coins::{ChainNews, CoinWatch, LookNow, Submit, WatchGone},
+    history::HistoryStore,
     notice::StandingNotice,
     policy::StandingServicePolicy,
 };
 use crate::{
+    bans::BanBook,
     engine::{Driven, Engine, Replayed},
     journal::{Journal, StreamId},
     load::Load,
     notice::Notices,
     runtime::{Clock, Randomness},
+    seats::Seats,
     span,
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
     transport::{Outbound, Received, link::Link, send_in_turn},
@@ -52,6 +62,7 @@ pub(crate) struct StandingShared {
     pub(crate) policy: Arc<dyn StandingServicePolicy>,
     pub(crate) journal: Arc<dyn Journal>,
     pub(crate) boards: Arc<dyn BoardStore>,
+    pub(crate) history: Arc<dyn HistoryStore>,
     pub(crate) reader: Arc<dyn BoardReader>,
     pub(crate) chain: Option<ChainView>,
     pub(crate) aggregator: Arc<dyn KeyAggregator>,
@@ -59,6 +70,8 @@ pub(crate) struct StandingShared {
     pub(crate) randomness: Randomness,
     pub(crate) notices: Notices<StandingNotice>,
     pub(crate) load: Load,
+    pub(crate) bans: BanBook,
+    pub(crate) seats: Seats,
     pub(crate) restarts: RestartIntensity,
 }
 
@@ -150,7 +163,7 @@ pub(crate) enum StandingAnswer {
 /// From a number to its cohort: how it has ended.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(super) struct NumberReport(u64, NumberEnd);
+pub(super) struct NumberReport(u64, NumberEnd, Vec<Charge>);
 
 /// The actor of a number has stopped, for any reason.
 #[derive(ActixMessage)]
@@ -173,6 +186,7 @@ pub(crate) struct StandingCohortActor {
     outbound: Link,
     mode: StartMode,
     number: Option<RunningNumber>,
+    applicants: Applicants,
     coins: Option<(Addr<CoinWatch>, Lease)>,
     /// The rejection of the host's last request.
     refused: Option<Reject>,
@@ -204,6 +218,7 @@ impl StandingCohortActor {
                 outbound,
                 mode,
                 number: None,
+                applicants: Applicants::default(),
                 coins: None,
                 refused: None,
                 is_host: false,
@@ -287,6 +302,9 @@ impl StandingCohortActor {
             beacon_address: machine.output().map(|output| output.address().to_owned()),
             number: machine.last_number(),
         });
+        self.restore_seats();
+        self.record_cohort(ctx);
+        self.record_fates(ctx);
         self.watch(ctx);
         self.resume(ctx);
     }
@@ -386,7 +404,11 @@ impl Handler<StandingRequest> for StandingCohortActor {
     fn handle(&mut self, request: StandingRequest, ctx: &mut Self::Context) -> Self::Result {
         MessageResult(StandingAnswer::Done(match request {
             StandingRequest::Finalize => self.feed_own(CohortInput::Finalize, ctx),
-            StandingRequest::OpenNow(kind) => self.feed_own(CohortInput::OpenNow { kind }, ctx),
+            // Asked first: a machine that is busy decides later, and its rejection would not reach the host.
+            StandingRequest::OpenNow(kind) => match self.engine.machine().may_open(self.shared.clock.now(), kind) {
+                Ok(()) => self.feed_own(CohortInput::OpenNow { kind }, ctx),
+                Err(reject) => Err(reject),
+            },
             StandingRequest::News(news) => {
                 self.feed(*news, ctx);
                 Ok(())
@@ -413,6 +435,9 @@ impl Handler<ChainNews> for StandingCohortActor {
             let cohort_id = cohort_id.clone();
             self.shared.notices.publish(StandingNotice::SubmissionFailed { cohort_id, txid, problem });
         }
+        for (txid, blocks) in news.waiting {
+            self.report_waiting(txid, blocks);
+        }
         for spend in news.spends {
             self.feed(CohortInput::Spent { coin: spend.coin, by: spend.by }, ctx);
         }
@@ -433,7 +458,8 @@ impl Handler<WatchGone> for StandingCohortActor {
 impl Handler<NumberReport> for StandingCohortActor {
     type Result = ();
 
-    fn handle(&mut self, NumberReport(number, end): NumberReport, ctx: &mut Self::Context) {
+    fn handle(&mut self, NumberReport(number, end, charges): NumberReport, ctx: &mut Self::Context) {
+        self.charge(number, charges);
         self.feed(CohortInput::NumberEnded { number, end }, ctx);
     }
 }

@@ -1,6 +1,6 @@
 //! One number at its service as an actor: the opportunity and its signing session.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient,
@@ -8,11 +8,11 @@ use actix::{
 };
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        message::StandingMessage,
-        number::{Number, NumberEffect, NumberEvent, NumberInput, NumberTask},
+        message::Confirmation,
+        number::{Confirmed, Number, NumberEffect, NumberEnd, NumberEvent, NumberInput, NumberTask},
     },
     did::Did,
-    error::{Reject, RejectCode},
+    error::{Reject, RejectCode, Slot},
     machine::Machine,
     message::Body,
 };
@@ -21,9 +21,11 @@ use futures::{
     future::{BoxFuture, Shared},
 };
 
-use super::{NumberReport, StandingShared};
+use super::{NumberReport, StandingShared, charges::Charge, record::announced};
 use crate::{
+    bans::Offence,
     engine::{Driven, Engine, Replayed},
+    evidence::EvidenceBook,
     journal::{JournalError, StreamId},
     policy::PolicyError,
     span,
@@ -33,7 +35,7 @@ use crate::{
         policy::{PriceRequest, UpdatesToCheck},
     },
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
-    transport::{Outbound, Receipt, link::Link},
+    transport::{Outbound, Received, link::Link},
     tree::{self, Row},
 };
 
@@ -43,11 +45,7 @@ const PRICE_AGAIN: Duration = Duration::from_secs(10);
 /// A message of a seat for this number.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
-pub(super) struct NumberMessage {
-    pub(super) from: Did,
-    pub(super) message: StandingMessage,
-    pub(super) receipt: Receipt,
-}
+pub(super) struct NumberMessage(pub(super) Received);
 
 /// Send again what this seat, or every seat, still needs.
 #[derive(Clone, ActixMessage)]
@@ -75,6 +73,10 @@ pub(super) struct NumberActor {
     parent: Recipient<NumberReport>,
     /// The board that is being stored: what follows from it waits.
     stored: Option<Stored>,
+    /// The messages that seats have signed.
+    evidence: EvidenceBook,
+    /// What seats have done wrong; judged at the end.
+    faults: BTreeMap<Did, (Offence, String)>,
     panicked: bool,
     restarts: Restarts,
     guard: EndGuard,
@@ -109,6 +111,8 @@ impl NumberActor {
                 outbound,
                 parent,
                 stored: None,
+                evidence: EvidenceBook::default(),
+                faults: BTreeMap::new(),
                 panicked: false,
                 restarts: Restarts::default(),
                 guard: EndGuard::leased(leased, gone),
@@ -147,6 +151,28 @@ impl NumberActor {
             Ok(None) => {}
             Err(error) => actor.not_stored(&error, ctx),
         }));
+    }
+
+    /// What seats are charged with: a seat that has sent a valid signature in the end is not charged with an invalid one.
+    fn charges(&self, end: &NumberEnd) -> Vec<Charge> {
+        let seats = &self.engine.machine().task().seats;
+        let has_signed = |did: &Did| match end {
+            NumberEnd::Signed { signers, .. } => signers.iter().any(|signer| seats.get(signer) == Some(did)),
+            NumberEnd::Idle { .. } | NumberEnd::Failed { .. } => false,
+        };
+        let charge = |(did, (offence, detail)): (&Did, &(Offence, String))| {
+            let slots: &[Slot] = match offence {
+                Offence::Equivocation => &[Slot::Update],
+                _ => &[Slot::Update, Slot::PartialSignature],
+            };
+            let evidence = slots.iter().flat_map(|slot| self.evidence.of(did, *slot)).collect();
+            Charge { seat: did.clone(), offence: *offence, detail: detail.clone(), evidence }
+        };
+        let charged = self
+            .faults
+            .iter()
+            .filter(|(did, (offence, _))| *offence != Offence::BadPartialSignature || !has_signed(did));
+        charged.map(charge).collect()
     }
 
     fn not_stored(&mut self, error: &BoardError, ctx: &mut Context<Self>) {
@@ -215,8 +241,13 @@ impl Replayed for NumberActor {
 impl Handler<NumberMessage> for NumberActor {
     type Result = ();
 
-    fn handle(&mut self, NumberMessage { from, message, receipt }: NumberMessage, ctx: &mut Self::Context) {
-        self.feed_received(NumberInput::Message { from, message: Box::new(message) }, receipt, ctx);
+    fn handle(&mut self, NumberMessage(received): NumberMessage, ctx: &mut Self::Context) {
+        let Body::Standing(message) = &*received.body else { return received.receipt.confirm() };
+        if self.engine.machine().task().seat_of(&received.from).is_some() {
+            self.evidence.record(&received);
+        }
+        let input = NumberInput::Message { from: received.from.clone(), message: message.clone() };
+        self.feed_received(input, received.receipt, ctx);
     }
 }
 
@@ -260,7 +291,14 @@ impl Driven for NumberActor {
         !matches!(input, NumberInput::Open | NumberInput::Abandoned { .. })
     }
 
-    fn observe(&mut self, _: &NumberEvent, _: &[NumberEffect], _: &mut Context<Self>) {}
+    fn observe(&mut self, event: &NumberEvent, _: &[NumberEffect], _: &mut Context<Self>) {
+        if let NumberEvent::ConfirmationReceived { seat, confirmed: Confirmed::Refused(reason), .. } = event
+            && reason != Confirmation::NONCE_LOST
+            && let Some(did) = self.engine.machine().task().seats.get(seat).cloned()
+        {
+            self.faults.insert(did, (Offence::Rejection, reason.clone()));
+        }
+    }
 
     fn perform(&mut self, effect: NumberEffect, ctx: &mut Context<Self>) {
         let machine = self.engine.machine();
@@ -315,12 +353,19 @@ impl Driven for NumberActor {
             }
             NumberEffect::Report(end) => {
                 let (parent, stored) = (self.parent.clone(), self.stored.clone());
+                let charges = self.charges(&end);
+                // Before the cohort may forget it.
+                let recorded = announced(machine.task(), &end);
+                let recorded = recorded.map(|announced| self.shared.history.put(&cohort_id, announced));
                 let reporting = async move {
                     if let Some(stored) = stored {
                         stored.await?;
                     }
+                    if let Some(recorded) = recorded {
+                        recorded.await.map_err(|error| BoardError(error.to_string()))?;
+                    }
                     // A cohort that has ended needs no report.
-                    let _ = parent.send(NumberReport(number, end)).await;
+                    let _ = parent.send(NumberReport(number, end, charges)).await;
                     Ok::<_, BoardError>(())
                 };
                 ctx.spawn(reporting.into_actor(self).map(|reported, actor, ctx| match reported {
@@ -337,6 +382,19 @@ impl Driven for NumberActor {
     fn refused(&mut self, reject: Reject, _: &mut Context<Self>) {
         if reject.peer.is_none() || reject.code == RejectCode::WrongPhase {
             return tracing::debug!(number = self.number(), reject.detail, "an input does not fit any more");
+        }
+        let offence = match reject.code {
+            RejectCode::BadPartialSignature | RejectCode::BadFallbackSignature => {
+                Some(Offence::BadPartialSignature)
+            }
+            RejectCode::Equivocation => Some(Offence::Equivocation),
+            _ => None,
+        };
+        let task = self.engine.machine().task();
+        if let (Some(offence), Some(peer)) = (offence, &reject.peer)
+            && task.seat_of(peer).is_some()
+        {
+            self.faults.insert(peer.clone(), (offence, reject.detail.clone()));
         }
         let cohort_id = &self.engine.machine().task().roster.context().cohort_id;
         self.shared.notices.publish(StandingNotice::rejected(Some(cohort_id), &reject));

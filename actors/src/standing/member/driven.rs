@@ -2,20 +2,18 @@
 
 use std::sync::Arc;
 
-use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
-use bitcoin::{OutPoint, Transaction};
+use actix::{ActorContext, Context};
+use bitcoin::OutPoint;
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        BoardContent,
-        message::StandingMessage,
+        message::{PastAnnouncement, StandingMessage},
         seat::{Seat, SeatEffect, SeatEvent, SeatInput},
     },
     error::{Reject, RejectCode},
-    hash::DocumentHash,
 };
 
 use super::{
-    fetch::{BoardFetch, RowsFetch, Wanted},
+    fetch::{RowsFetch, Wanted},
     seat::SeatActor,
 };
 use crate::{
@@ -43,35 +41,6 @@ impl SeatActor {
             self.bytes = None;
             self.perform(ask, ctx);
         }
-    }
-
-    /// Stores the board of an announcement from which this seat was absent, if it is the one that was announced.
-    pub(super) fn store_missed(
-        &mut self,
-        number: u64,
-        transaction: Arc<Transaction>,
-        board_hash: DocumentHash,
-        bytes: Arc<Vec<u8>>,
-        ctx: &mut Context<Self>,
-    ) {
-        let config = Arc::clone(self.engine.machine().config());
-        let content: Result<BoardContent, _> = serde_json::from_slice(&bytes);
-        let signal = content.ok().and_then(|content| content.signal(config.terms.beacon_type));
-        if signal.is_none() || signal != signal_of(&transaction) {
-            let problem = "the board is not the one that the transaction announces";
-            return self.reject(&Reject::new(RejectCode::DataMismatch, &config.service, problem));
-        }
-        let stored = self.settings.boards.put(&config.cohort_id, number, &board_hash, bytes);
-        ctx.spawn(stored.into_actor(self).map(move |stored, actor, _| match stored {
-            Ok(()) => actor.notify(SeatNotice::Missed {
-                seat: actor.identity.did().clone(),
-                cohort_id: config.cohort_id.clone(),
-                number,
-                txid: transaction.compute_txid(),
-                board_hash,
-            }),
-            Err(error) => tracing::error!(%error, "a board cannot be stored"),
-        }));
     }
 }
 
@@ -114,7 +83,7 @@ impl Driven for SeatActor {
             }
             SeatEvent::Formed { output, .. } => {
                 self.watch(ctx);
-                self.after_formation(ctx);
+                self.after_restore(Self::after_formation, ctx);
                 let (beacon_address, seats) = (output.address().to_owned(), output.keys().len());
                 let spenders = config.terms.spenders(seats);
                 SeatNotice::SeatFormed { seat, cohort_id, beacon_address, seats, spenders }
@@ -141,7 +110,14 @@ impl Driven for SeatActor {
                 let Some(txid) = self.engine.machine().txid_of(*number) else { return };
                 SeatNotice::SeatSigned { seat, cohort_id, number: *number, txid }
             }
+            SeatEvent::Restored { coins, .. } => {
+                // Durable now. Without a coin there is nothing to wait for.
+                self.waits_for_coins = coins.is_empty();
+                self.report_restored();
+                return self.report_settled();
+            }
             SeatEvent::CoinSpent { coin, by, .. } => {
+                self.report_settled();
                 let outpoint = OutPoint::new(coin.txid, coin.vout);
                 SeatNotice::CoinSpent { seat, cohort_id, outpoint, by: *by }
             }
@@ -186,7 +162,7 @@ impl Driven for SeatActor {
                 self.ask_rows(from);
             }
             SeatEffect::FetchBoard { number, hash } => {
-                self.fetch_board(BoardFetch::new(Wanted::Number(number), hash), ctx);
+                self.fetch_board(Wanted::Number(number), hash, ctx);
             }
             SeatEffect::AskSigning { number, board, transaction, mode } => {
                 let Some(view) = self.view() else { return };
@@ -224,7 +200,11 @@ impl Driven for SeatActor {
                 self.notify(SeatNotice::Announced { seat, cohort_id, number, txid, transaction });
             }
             SeatEffect::Missed { number, transaction, board_hash } => {
-                self.fetch_board(BoardFetch::new(Wanted::Missed(number, transaction), board_hash), ctx);
+                // A refresh announces nothing.
+                if let Some(signal) = signal_of(&transaction) {
+                    let txid = transaction.compute_txid();
+                    self.missed(PastAnnouncement { number, txid, signal, board_hash }, ctx);
+                }
             }
             SeatEffect::Registered { registered, released } => {
                 self.notify(SeatNotice::Registered { seat, cohort_id, registered, released });

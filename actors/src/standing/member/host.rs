@@ -19,7 +19,8 @@ use crate::standing::policy::RowWanted;
 #[rtype(result = "()")]
 #[non_exhaustive]
 pub enum SeatRequest {
-    /// Register these DIDs, or release them.
+    /// Register these DIDs, or release them. What is registered is proven again, by the current documents: a service that receives updates then
+    /// knows those that were announced elsewhere.
     Rows(Vec<RowWanted>),
     /// There are updates to announce.
     Pending,

@@ -2,9 +2,13 @@
 //! identity, and a link to the transport, of its own.
 
 mod driven;
+mod enrolling;
 mod fetch;
+mod history;
 mod host;
+mod restored;
 mod seat;
+mod serving;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -72,6 +76,10 @@ pub struct MemberSettings {
     pub reader: Arc<dyn BoardReader>,
     /// The chain; without one the host reports spent coins itself.
     pub chain: Option<ChainView>,
+    /// Whether the journal was restored from a backup, which a host states once, at the first start after that. What a seat may have signed
+    /// since the backup is not in it: until every coin that the beacon address has now is spent by a final transaction, it submits only what the
+    /// journal has. That is stored in the journal. Needs a chain.
+    pub restored: bool,
     /// The key aggregation.
     pub aggregator: Arc<dyn KeyAggregator>,
     /// Where events are stored.
@@ -102,6 +110,7 @@ impl MemberSettings {
             boards: Arc::new(MemoryBoards::default()),
             reader: Arc::new(SharedBoards::default()),
             chain: None,
+            restored: false,
             aggregator: Arc::new(MemoizedAggregator::default()),
             journal: Arc::new(MemoryJournal::new()),
             clock: Clock::system(),

@@ -7,14 +7,12 @@ use actix::{
     dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{
-    beacon::did_index,
     cohort::standing::{
-        Row, SeatSigner,
-        message::{AskedRow, SeatOptIn, StandingMessage},
+        SeatSigner,
+        message::StandingMessage,
         seat::{Enrolment, Seat, SeatEffect, SeatEvent, SeatInput},
     },
     error::Reject,
-    hash::DidIndex,
     identity::Identity,
     key::SecretKey,
     machine::Machine,
@@ -23,8 +21,10 @@ use btcr2_aggregation_protocol::{
 
 use super::{
     MemberSettings,
-    fetch::{BoardFetch, RowsFetch},
+    fetch::{BoardFetches, RowsFetch},
+    history::HistoryRead,
     host::{Inspect, SeatRequest},
+    serving::Serving,
 };
 use crate::{
     engine::{Driven, Engine, Replayed},
@@ -33,11 +33,11 @@ use crate::{
     standing::{
         coins::{ChainNews, CoinWatch, LookNow, WatchGone},
         notice::SeatNotice,
-        policy::{RowWanted, SeatView},
+        policy::SeatView,
     },
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
     transport::{Delivery, Inbox, Outbound, Receipt, Received, link::Link, send_in_turn, undecodable},
-    tree::{self, Row as TreeRow},
+    tree::{self, Row},
 };
 
 /// The keys of a seat.
@@ -65,11 +65,15 @@ pub(crate) struct SeatActor {
     pub(super) signer: SeatSigner,
     pub(super) link: Link,
     mode: StartMode,
-    pub(super) board: Option<BoardFetch>,
+    pub(super) boards: BoardFetches,
+    pub(super) history: HistoryRead,
+    pub(super) serving: Serving,
     pub(super) rows: Option<RowsFetch>,
     /// The last board that was fed to the machine, until the host is asked about it.
     pub(super) bytes: Option<(u64, Arc<Vec<u8>>)>,
     coins: Option<(Addr<CoinWatch>, Lease)>,
+    /// Whether it waits for coins to be spent, after a restore from a backup.
+    pub(super) waits_for_coins: bool,
     restarts: Restarts,
     pub(super) guard: EndGuard,
 }
@@ -101,10 +105,13 @@ impl SeatActor {
                 signer: SeatSigner::new(keys.seat),
                 link,
                 mode,
-                board: None,
+                boards: BoardFetches::default(),
+                history: HistoryRead::default(),
+                serving: Serving::default(),
                 rows: None,
                 bytes: None,
                 coins: None,
+                waits_for_coins: false,
                 restarts: Restarts::default(),
                 guard: EndGuard::leased(leased, gone),
             }
@@ -151,15 +158,6 @@ impl SeatActor {
         }));
     }
 
-    fn opt_in(&mut self, ctx: &mut Context<Self>) {
-        let config = Arc::clone(self.engine.machine().config());
-        let did = self.identity.did().clone();
-        let key = Arc::clone(self.signer.key());
-        let Some(rng) = self.engine.rng() else { return };
-        let opt_in = SeatOptIn::sign(&config.service, &config.cohort_id, &did, &key, rng);
-        self.feed(SeatInput::OptIn(opt_in), ctx);
-    }
-
     /// Continues where the journal ends.
     fn go_on(&mut self, ctx: &mut Context<Self>) {
         let machine = self.engine.machine();
@@ -169,9 +167,18 @@ impl SeatActor {
             beacon_address: machine.output().map(|output| output.address().to_owned()),
             number: machine.highest(),
         });
+        // What it was refused for may have changed, e.g. it has an invite now.
+        if matches!(machine.enrolment(), Enrolment::Refused(_)) {
+            self.opt_in(ctx);
+        }
+        if self.engine.is_released() {
+            // What was stated a moment ago is reported once it is durable.
+            self.report_restored();
+        }
         self.watch(ctx);
         self.resume(ctx);
         self.after_formation(ctx);
+        self.read_history(ctx);
         self.claim(ctx);
     }
 
@@ -202,94 +209,31 @@ impl SeatActor {
         }));
     }
 
-    /// Registers what the host wants registered, once the cohort has formed, as far as that was not done before.
-    pub(super) fn after_formation(&mut self, ctx: &mut Context<Self>) {
-        let Some(view) = self.view() else { return };
-        let policy = Arc::clone(&self.settings.policy);
-        let asking = async move { policy.registers(&view).await };
-        ctx.spawn(asking.into_actor(self).map(|mut rows, actor, ctx| {
-            let machine = actor.engine.machine();
-            rows.retain(|row| !machine.has_asked(&did_index(&row.did), row.action));
-            if !rows.is_empty() {
-                actor.register(rows, ctx);
-            }
-        }));
-    }
-
-    /// Registers DIDs, each with a proof of control where the terms ask for one.
-    pub(super) fn register(&mut self, wanted: Vec<RowWanted>, ctx: &mut Context<Self>) {
-        let machine = self.engine.machine();
-        let Some(context) = machine.context().cloned() else { return };
-        let is_proven = machine.config().terms.registration
-            == btcr2_aggregation_protocol::cohort::standing::Registration::Proven;
-        let rows: Vec<(RowWanted, DidIndex, u64)> = wanted
-            .into_iter()
-            .map(|row| {
-                let index = did_index(&row.did);
-                let serial = machine.next_serial(&index);
-                (row, index, serial)
-            })
-            .collect();
-        let policy = Arc::clone(&self.settings.policy);
-        let proving = async move {
-            let mut proven = Vec::with_capacity(rows.len());
-            for (row, index, serial) in rows {
-                let digest = Row::digest(&context, &index, row.action, serial);
-                let control = if is_proven { policy.proves(&row.did, &digest).await } else { None };
-                proven.push((row, index, serial, control));
-            }
-            (context, proven)
-        };
-        ctx.spawn(proving.into_actor(self).map(move |(context, proven), actor, ctx| {
-            let key = Arc::clone(actor.signer.key());
-            let mut asked = Vec::with_capacity(proven.len());
-            let mut refused = Vec::new();
-            for (row, index, serial, control) in proven {
-                if is_proven && control.is_none() {
-                    refused.push((index, "control of the DID cannot be proven here".to_owned()));
-                    continue;
-                }
-                let Some(rng) = actor.engine.rng() else { return };
-                let signature = Row::sign(&context, &key, index, row.action, serial, rng).signature;
-                let (proof, genesis_document, sidecar) = control.map_or((None, None, None), |control| {
-                    (Some(control.proof), control.genesis_document, control.sidecar)
-                });
-                asked.push(AskedRow {
-                    did_index: index,
-                    action: row.action,
-                    serial,
-                    signature,
-                    did: is_proven.then(|| row.did.as_str().to_owned()),
-                    proof,
-                    genesis_document,
-                    sidecar,
-                });
-            }
-            if !refused.is_empty() {
-                let cohort_id = context.cohort_id.clone();
-                actor.notify(SeatNotice::NotRegistered { seat: actor.identity.did().clone(), cohort_id, refused });
-            }
-            if !asked.is_empty() {
-                actor.feed(SeatInput::RowsAsked(asked), ctx);
-            }
-        }));
-    }
-
     fn on_message(&mut self, received: Received, ctx: &mut Context<Self>) {
         let Received { message, receipt, .. } = received;
         let Body::Standing(standing) = &*message.body else { return receipt.confirm() };
         if message.from != self.engine.machine().config().service {
+            // Other seats ask for boards, and give them.
+            match &**standing {
+                StandingMessage::BoardRequest(request) => self.serve_board(message.from.clone(), request, ctx),
+                StandingMessage::BoardPart(part) => self.on_board_part(&message.from, part, ctx),
+                _ => {}
+            }
             return receipt.confirm();
         }
         let standing = (**standing).clone();
         let again: Vec<SeatEffect> = match &standing {
             StandingMessage::BoardPart(part) => {
                 receipt.confirm();
-                return self.on_board_part(part, ctx);
+                return self.on_board_part(&message.from, part, ctx);
             }
             StandingMessage::RowsGiven(given) => {
                 receipt.confirm();
                 return self.on_rows(given.clone(), ctx);
+            }
+            StandingMessage::HistoryGiven(given) => {
+                receipt.confirm();
+                return self.on_history(given, ctx);
             }
             StandingMessage::StandingAdvert(_) => return receipt.confirm(),
             StandingMessage::ConfirmationRequest(request) => {
@@ -313,6 +257,7 @@ impl SeatActor {
             self.perform(effect, ctx);
         }
         self.claim(ctx);
+        self.read_history(ctx);
     }
 }
 
@@ -320,9 +265,10 @@ impl Actor for SeatActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.keep_reading(ctx);
         match self.mode {
             StartMode::Fresh => self.opt_in(ctx),
-            StartMode::Resumed(_) => self.go_on(ctx),
+            StartMode::Resumed(_) => self.after_restore(Self::go_on, ctx),
             StartMode::AfterPanic => self.restart_from_journal(ctx),
         }
     }
@@ -333,12 +279,13 @@ impl Supervised for SeatActor {
         self.mode = StartMode::AfterPanic;
         // Replaced at once: whatever the journal contains, secret nonces do not survive the panic.
         self.signer = SeatSigner::new(Arc::clone(self.signer.key()));
-        (self.board, self.rows, self.bytes, self.coins) = (None, None, None, None);
+        (self.rows, self.bytes, self.coins) = (None, None, None);
+        (self.boards, self.history) = (BoardFetches::default(), HistoryRead::default());
     }
 }
 
 impl InTree for SeatActor {
-    const ROW: &'static TreeRow = &tree::SEAT;
+    const ROW: &'static Row = &tree::SEAT;
 
     fn restart(running: &mut ContextFut<Self, Context<Self>>) -> bool {
         running.restart()

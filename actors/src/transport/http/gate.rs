@@ -18,9 +18,15 @@ use super::{
     config::HttpConfig,
     directory::{Directory, Local},
     report::{Counts, Limit},
-    store::{NonceStore, NonceVerdict, RateLimitStore},
+    store::{NonceStore, NonceVerdict, Rate, RateLimitStore},
 };
 use crate::transport::connections::Network;
+
+/// The keys of one DID that are tried.
+const MOST_KEYS: usize = 16;
+
+/// The resolutions of DIDs for one address.
+const RESOLUTIONS: Rate = Rate { per_second: 1, burst: 10 };
 
 /// A message that passed the checks.
 pub(super) struct Admitted {
@@ -165,12 +171,50 @@ impl Gate {
     fn signed_paths(&self, path: &str, did: &Did) -> impl Iterator<Item = String> {
         let base = path.rsplit_once("/v1/actors/").map(|(base, _)| base);
         let rebuilt = base.map(|base| inbox_path(base, did)).filter(|rebuilt| rebuilt != path);
-        let paths: Vec<_> = std::iter::once(path.to_owned()).chain(rebuilt).collect();
+        self.with_prefixes(std::iter::once(path.to_owned()).chain(rebuilt).collect())
+    }
+
+    fn with_prefixes(&self, paths: Vec<String>) -> impl Iterator<Item = String> {
         let prefixes = std::iter::once("").chain(self.config.stripped_prefixes.iter().map(String::as_str));
         prefixes.flat_map(move |prefix| {
             let prefix = prefix.trim_end_matches('/');
             paths.iter().map(|path| format!("{prefix}{path}")).collect::<Vec<_>>()
         })
+    }
+
+    /// A request that `did` has signed, with one of `keys`.
+    pub(super) async fn admit_signed(
+        &self,
+        did: &Did,
+        authorization: &RequestAuthorization,
+        path: &str,
+        keys: &[PublicKey],
+        address: &Client,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        self.admit_outsider(did, address, now).await?;
+        let skew = self.config.clock_skew;
+        let mut paths = self.with_prefixes(vec![path.to_owned()]);
+        let is_by = |path: &str, key: &PublicKey| authorization.verify(&key.x_only(), path, now, skew).is_ok();
+        if !paths.any(|path| keys.iter().take(MOST_KEYS).any(|key| is_by(&path, key))) {
+            return Err(Refusal::Unauthorized);
+        }
+        self.not_again(did, authorization.nonce(), authorization.timestamp(), now).await?;
+        self.not_too_often(did, now).await
+    }
+
+    /// Before a DID is resolved: that costs requests to the chain.
+    pub(super) async fn admit_resolution(
+        &self,
+        authorization: &RequestAuthorization,
+        address: &Client,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        if !authorization.timestamp().agrees_with(now, self.config.clock_skew) {
+            return Err(Refusal::Unauthorized);
+        }
+        let granted = self.rates.take(&format!("control {}", address.requests), RESOLUTIONS, now).await;
+        if granted { Ok(()) } else { Err(self.counts.limited(Limit::Control)) }
     }
 
     fn parse<'a>(&self, body: &'a [u8]) -> Result<ParsedEnvelope<'a>, Refusal> {

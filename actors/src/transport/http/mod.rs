@@ -2,7 +2,8 @@
 //!
 //! On the server's side [`server::HttpServer`] is the transport of the identities of the server: `gate` checks
 //! requests, [`connections`](super::connections) limits connections, `seats` limits the requests that wait for an
-//! opt-in, `hub` owns the adverts and one `inbox` actor for each recipient, `routes` translates; [`store`] and
+//! opt-in, `hub` owns the adverts and one `inbox` actor for each recipient, `routes` translates, and
+//! [`history`] serves what standing cohorts have announced; [`store`] and
 //! [`waiting`] have the state that must be remembered, also over a restart if the host stores it. On the client's side
 //! [`client::HttpClient`] is the transport of an identity that talks to one server.
 
@@ -12,6 +13,7 @@ pub mod config;
 pub mod cors;
 mod directory;
 mod gate;
+pub mod history;
 mod hub;
 mod inbox;
 mod refusal;

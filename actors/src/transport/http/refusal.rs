@@ -30,13 +30,17 @@ pub enum Refusal {
     Unauthorized,
     /// No such route.
     NotFound,
-    /// The recipient could not store it durably just now; the same message may be sent again.
+    /// A part of the path, or of the query, is not what it has to be.
+    InvalidParameter,
+    /// Who signed the request may not read this.
+    NotEntitled,
+    /// The recipient could not store it durably just now, or it cannot be read; the same request may be sent again.
     Unavailable,
 }
 
 impl Refusal {
     /// Every refusal.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::PayloadTooLarge,
         Self::InvalidJson,
         Self::UnknownSender,
@@ -50,6 +54,8 @@ impl Refusal {
         Self::NotAnActor,
         Self::Unauthorized,
         Self::NotFound,
+        Self::InvalidParameter,
+        Self::NotEntitled,
         Self::Unavailable,
     ];
 
@@ -57,12 +63,12 @@ impl Refusal {
     pub const fn status(self) -> u16 {
         match self {
             Self::PayloadTooLarge => 413,
-            Self::InvalidJson | Self::MissingRecipient | Self::MissingMessageType => 400,
+            Self::InvalidJson | Self::MissingRecipient | Self::MissingMessageType | Self::InvalidParameter => 400,
             Self::UnknownSender | Self::InvalidEnvelope | Self::SenderMismatch | Self::Unauthorized => 401,
             Self::Replay => 409,
             Self::RateLimited => 429,
             Self::UnknownRecipient | Self::NotFound => 404,
-            Self::NotAnActor => 403,
+            Self::NotAnActor | Self::NotEntitled => 403,
             Self::Unavailable => 503,
         }
     }
@@ -83,6 +89,8 @@ impl Refusal {
             Self::NotAnActor => "not_an_actor",
             Self::Unauthorized => "unauthorized",
             Self::NotFound => "not_found",
+            Self::InvalidParameter => "invalid_parameter",
+            Self::NotEntitled => "not_entitled",
             Self::Unavailable => "unavailable",
         }
     }

@@ -30,6 +30,10 @@ pub enum Limit {
     EarlyInboxes,
     /// The time within which a slow recipient has to accept a message.
     Delivery,
+    /// Requests for history that wait for a board to be read.
+    History,
+    /// Checks of control over a DID.
+    Control,
 }
 
 impl Limit {

@@ -19,6 +19,7 @@ use super::{
     config::HttpConfig,
     cors::{allow, preflight},
     gate::{Admitted, Client, Gate},
+    history,
     hub::{OpenAdverts, OpenInbox, Sent},
     report::Limit,
     server::HttpServer,
@@ -87,12 +88,18 @@ pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<>
                         .route(web::get().to(openapi))
                         .route(web::method(actix_web::http::Method::OPTIONS).to(options)),
                 )
+                .configure(|scope| {
+                    for resource in history::resources(route) {
+                        let options = web::method(actix_web::http::Method::OPTIONS).to(options);
+                        scope.service(resource.route(options));
+                    }
+                })
                 .default_service(not_found(&server)),
         );
     }
 }
 
-type Server = web::Data<HttpServer>;
+pub(super) type Server = web::Data<HttpServer>;
 
 async fn post_message(server: Server, request: HttpRequest, payload: Payload) -> HttpResponse {
     let outcome = accept_message(&server, &request, payload).await;
@@ -271,7 +278,7 @@ async fn options(server: Server, request: HttpRequest) -> HttpResponse {
     preflight(&server.config().cors, request.headers())
 }
 
-fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusal>) -> HttpResponse {
+pub(super) fn answer(server: &HttpServer, request: &HttpRequest, outcome: Result<(), Refusal>) -> HttpResponse {
     let (status, body) = match outcome {
         Ok(()) => (StatusCode::ACCEPTED, json!({ "ok": true })),
         Err(refusal) => {
@@ -327,7 +334,7 @@ async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
 }
 
 /// The address by which a client's requests are counted.
-fn address(server: &HttpServer, request: &HttpRequest) -> Client {
+pub(super) fn address(server: &HttpServer, request: &HttpRequest) -> Client {
     let peer = request.peer_addr().map(|peer| peer.ip());
     Client::of(peer.map(|peer| server.config().proxies.client(peer, request.headers())))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,6 +23,7 @@ use super::{
     config::HttpConfig,
     directory::{Directory, Local},
     gate::Gate,
+    history::History,
     hub::{AllRead, Arrived, Gone, Hub, Sent, Shutdown},
     inbox::InboxesShared,
     report::{Counts, HttpReport},
@@ -55,6 +56,8 @@ pub(super) struct Inner {
     /// The sockets, if the host registers them.
     pub(super) sockets: Connections,
     connections: AtomicU64,
+    /// What standing cohorts have announced, once the host serves it.
+    history: OnceLock<Arc<dyn History>>,
 }
 
 /// The parts of an [`HttpServer`].
@@ -137,7 +140,19 @@ impl HttpServer {
             counts: Arc::clone(&counts),
         };
         let connections = AtomicU64::new(0);
-        Self(Arc::new(Inner { gate, hub, hub_ended, counts, seats, clock, update_bytes, sockets, connections }))
+        let history = OnceLock::new();
+        Self(Arc::new(Inner {
+            gate,
+            hub,
+            hub_ended,
+            counts,
+            seats,
+            clock,
+            update_bytes,
+            sockets,
+            connections,
+            history,
+        }))
     }
 
     /// Its limits and settings.
@@ -187,6 +202,16 @@ impl HttpServer {
         self.0.gate.directory.close();
         // If this fails, the hub has ended already.
         let _ = self.0.hub.send(Shutdown).await;
+    }
+
+    /// Serves what standing cohorts have announced; only the first call has an effect. Without it there is none.
+    pub fn serve_history(&self, history: Arc<dyn History>) {
+        // What is served stays the same while it is served.
+        let _ = self.0.history.set(history);
+    }
+
+    pub(super) fn history(&self) -> Option<&dyn History> {
+        self.0.history.get().map(|history| &**history)
     }
 
     pub(super) fn now(&self) -> Timestamp {

@@ -7,17 +7,15 @@ use serde_json::Value;
 pub static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("../../../src/transport/http/openapi.json")).unwrap());
 
-/// The document's path template for `path`, which is relative to the scope.
+/// The document's path template for `path`, which is relative to the scope and may have a query.
 pub fn template(path: &str) -> Option<&'static str> {
-    DOCUMENT["paths"].as_object().unwrap().keys().map(String::as_str).find(|template| {
-        match template.split_once("{did}") {
-            Some((before, after)) => path
-                .strip_prefix(before)
-                .and_then(|rest| rest.strip_suffix(after))
-                .is_some_and(|did| !did.is_empty() && !did.contains('/')),
-            None => *template == path,
-        }
-    })
+    let path: Vec<&str> = path.split('?').next().unwrap().split('/').collect();
+    let fits = |template: &str| {
+        let template: Vec<&str> = template.split('/').collect();
+        let fits = |(named, found): (&&str, &&str)| named == found || named.starts_with('{') && !found.is_empty();
+        template.len() == path.len() && template.iter().zip(&path).all(fits)
+    };
+    DOCUMENT["paths"].as_object().unwrap().keys().map(String::as_str).find(|template| fits(template))
 }
 
 /// The document's response for this status, if any.

@@ -8,6 +8,7 @@ use std::{
 use async_trait::async_trait;
 use bitcoin::{FeeRate, Transaction, Txid, hashes::Hash};
 use btcr2_aggregation_actors::{
+    bans::{BanBook, DefaultBans},
     handle::{Member, Service, StandingCohort},
     journal::{Journal, MemoryJournal},
     runtime::{Clock, Randomness},
@@ -16,8 +17,8 @@ use btcr2_aggregation_actors::{
         boards::{BoardStore, MemoryBoards},
         notice::{SeatNotice, StandingNotice},
         policy::{
-            BoardToSign, Control, DefaultStandingPolicy, RowWanted, SeatPolicy, SeatView, StandingOffer,
-            UpdatesAsked, UpdatesChosen,
+            BoardToSign, Control, DefaultStandingPolicy, MissedBoard, RowWanted, SeatPolicy, SeatView,
+            StandingOffer, UpdatesAsked, UpdatesChosen,
         },
     },
     transport::Transport,
@@ -30,7 +31,9 @@ use btcr2_aggregation_protocol::{
     },
     did::Did,
     hash::{DidIndex, sha256},
+    id::CohortId,
     identity::Identity,
+    invite::InviteToken,
     jcs::document_hash,
     key::{SecretKey, Signature},
     time::Timestamp,
@@ -42,7 +45,7 @@ use crate::common::{NETWORK, Operator, identity};
 
 /// The DIDs of a seat, and what their controller wants.
 pub(super) struct Controller {
-    dids: Vec<Did>,
+    pub(super) dids: Vec<Did>,
     state: Mutex<State>,
 }
 
@@ -54,6 +57,16 @@ struct State {
     wants: BTreeSet<DidIndex>,
     refuses: Option<String>,
     boards: Vec<u64>,
+    missed: Vec<u64>,
+    cannot_store: bool,
+    invite: Option<InviteToken>,
+    applies_as: Option<Identity>,
+}
+
+/// The identity of a DID of a member.
+pub(super) fn did_identity(member: usize, at: usize) -> Identity {
+    let key = SecretKey::from_bytes(&sha256(format!("did {member} {at}").as_bytes())).unwrap();
+    Identity::from_key(key, NETWORK)
 }
 
 pub(super) fn index(did: &Did) -> DidIndex {
@@ -62,10 +75,7 @@ pub(super) fn index(did: &Did) -> DidIndex {
 
 impl Controller {
     fn new(member: usize, dids: usize) -> Self {
-        let did = |at: usize| {
-            let key = SecretKey::from_bytes(&sha256(format!("did {member} {at}").as_bytes())).unwrap();
-            Identity::from_key(key, NETWORK).did().clone()
-        };
+        let did = |at: usize| did_identity(member, at).did().clone();
         Self { dids: (0..dids).map(did).collect(), state: Mutex::default() }
     }
 
@@ -88,6 +98,22 @@ impl Controller {
         let confirmed: Vec<_> = confirmed.collect();
         state.versions.extend(confirmed.iter().copied());
         confirmed
+    }
+
+    /// With what it asks for a seat.
+    pub(super) fn applies(&self, invite: Option<InviteToken>, applies_as: Option<Identity>) {
+        let mut state = self.state.lock().unwrap();
+        (state.invite, state.applies_as) = (invite, applies_as);
+    }
+
+    /// The numbers that were announced without it, as its host was asked to store them.
+    pub(super) fn missed(&self) -> Vec<u64> {
+        self.state.lock().unwrap().missed.clone()
+    }
+
+    /// Whether the host can store what it has missed.
+    pub(super) fn stores(&self, stores: bool) {
+        self.state.lock().unwrap().cannot_store = !stores;
     }
 
     pub(super) fn boards(&self) -> Vec<u64> {
@@ -137,6 +163,23 @@ impl SeatPolicy for Controller {
         UpdatesChosen { resolved: Vec::new(), updates: self.dids.iter().filter_map(update).collect() }
     }
 
+    fn invite(&self) -> Option<InviteToken> {
+        self.state.lock().unwrap().invite.clone()
+    }
+
+    fn applies_as(&self) -> Option<Identity> {
+        self.state.lock().unwrap().applies_as.clone()
+    }
+
+    async fn missed(&self, _: &SeatView, missed: &MissedBoard) -> Result<(), String> {
+        let mut state = self.state.lock().unwrap();
+        if state.cannot_store {
+            return Err("the disk is full".to_owned());
+        }
+        state.missed.push(missed.number);
+        Ok(())
+    }
+
     async fn signs(&self, _: &SeatView, board: &BoardToSign) -> Result<(), String> {
         let mut state = self.state.lock().unwrap();
         if let Some(refusal) = &state.refuses {
@@ -150,7 +193,7 @@ impl SeatPolicy for Controller {
 /// One member, which can be stopped and started again.
 pub(super) struct Seat {
     pub(super) controller: Arc<Controller>,
-    settings: MemberSettings,
+    pub(super) settings: MemberSettings,
     pub(super) member: Option<Member>,
     pub(super) notices: broadcast::Receiver<Arc<SeatNotice>>,
 }
@@ -169,6 +212,18 @@ impl Seat {
 
     pub(super) async fn did(&self) -> Did {
         self.member.as_ref().unwrap().seats().await[0].seat.clone()
+    }
+
+    /// The identity of its messages.
+    pub(super) fn identity(&self, cohort_id: &CohortId) -> Identity {
+        let service = identity("service");
+        let key = self.settings.seed.communication_key(NETWORK, service.did(), cohort_id).unwrap();
+        Identity::from_key(key, NETWORK)
+    }
+
+    /// The key with which it signs.
+    pub(super) fn key(&self, cohort_id: &CohortId) -> SecretKey {
+        self.settings.seed.seat_key(NETWORK, identity("service").did(), cohort_id).unwrap()
     }
 
     pub(super) async fn request(&self, request: SeatRequest) {
@@ -199,12 +254,15 @@ pub(super) struct World {
     pub(super) clock: Clock,
     pub(super) standing: StandingSettings,
     pub(super) journal: Arc<dyn Journal>,
+    pub(super) bans: BanBook,
     server: Arc<dyn Transport>,
     pub(super) service: Option<Service>,
     pub(super) cohort: Option<StandingCohort>,
     pub(super) notices: broadcast::Receiver<Arc<StandingNotice>>,
     pub(super) seats: Vec<Seat>,
     deposits: u8,
+    /// What the next number spends, for [`announce`].
+    coin: CoinRef,
 }
 
 /// Terms of a cohort of so many seats, of which all but one can proceed.
@@ -248,18 +306,21 @@ impl World {
             clock,
             standing,
             journal: Arc::new(MemoryJournal::new()),
+            bans: BanBook::in_memory(Arc::new(DefaultBans)),
             server,
             service: None,
             cohort: None,
             notices,
             seats: (0..seats).map(seat).collect(),
             deposits: 0,
+            coin: CoinRef { txid: Txid::from_byte_array([0; 32]), vout: 0, value: 0 },
         }
     }
 
     pub(super) async fn start_service(&mut self) -> &Service {
         let builder = Service::builder(identity("service"), Arc::clone(&self.server), Arc::new(Operator));
         let builder = builder.clock(self.clock).randomness(Randomness::System).journal(Arc::clone(&self.journal));
+        let builder = builder.bans(self.bans.clone());
         self.service = Some(builder.standing(self.standing.clone()).start().await.unwrap());
         self.service.as_ref().unwrap()
     }
@@ -284,7 +345,7 @@ impl World {
         for seat in &mut self.seats {
             seat.until(|notice| matches!(notice, SeatNotice::RowsAcknowledged { .. }).then_some(())).await;
         }
-        self.deposit(1_000_000).await;
+        self.coin = self.deposit(1_000_000).await;
     }
 
     /// A final deposit.
@@ -337,4 +398,22 @@ pub(super) fn change(transaction: &Transaction) -> CoinRef {
 
 pub(super) fn start_of_time() -> Clock {
     Clock::starting_at(Timestamp::from_secs(1_750_000_000))
+}
+
+/// One announcement for each seat of `wanted`, for its first DID; each is final before the next one.
+pub(super) async fn announce(world: &mut World, wanted: &[usize]) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    for seat in wanted {
+        world.wants(*seat, 0).await;
+        let (number, transaction) = world.signed().await;
+        let spent = world.coin;
+        world.coin = change(&transaction);
+        world.mine(&transaction, &[spent]).await;
+        until(&mut world.notices, |notice| {
+            matches!(notice, StandingNotice::NumberConfirmed { number: of, .. } if *of == number).then_some(())
+        })
+        .await;
+        numbers.push(number);
+    }
+    numbers
 }

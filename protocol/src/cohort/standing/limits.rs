@@ -8,6 +8,9 @@ pub const MAX_PART_ENTRIES: usize = 256;
 /// The most signed rows of one message: they fit into one HTTP message.
 pub const MAX_PART_ROWS: usize = 128;
 
+/// The most seats that a service names to a seat as peers.
+pub const MAX_PEERS: usize = 32;
+
 /// The most bytes of JSON that the variable content of one message takes: it then fits into one HTTP message, and into one Nostr event.
 pub(super) const MAX_PART_BYTES: usize = 48 << 10;
 

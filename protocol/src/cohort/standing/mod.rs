@@ -12,6 +12,7 @@
 //! The service is a bulletin board. Every seat gets the same bytes, rebuilds the map or the tree from them, and signs only if that
 //! gives the signal. What a seat must be able to derive again follows from its [seed](SeatSeed).
 
+mod archive;
 mod board;
 pub mod cohort;
 mod context;
@@ -29,6 +30,7 @@ mod terms;
 mod transaction;
 
 pub use self::{
+    archive::{ArchivedBoard, ArchivedProof},
     board::{Board, BoardContent, BoardPlace, BoardProblem, SeatIndexes},
     context::CohortContext,
     opportunity::{CoinRef, Opportunity, OpportunityKind, TransactionHex},

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::limits::MAX_PART_BYTES;
+use super::limits::{MAX_PART_BYTES, MAX_PEERS};
 use crate::{
     beacon::BeaconType,
     cohort::conditions::ConditionProblem,
@@ -252,7 +252,7 @@ impl StandingTerms {
         }
     }
 
-    /// About how long the longest message of a cohort of these terms is, in bytes of JSON: the keys of all seats, an opportunity with the signed
+    /// About how long the longest message of a cohort of these terms is, in bytes of JSON: the keys of all seats with some DIDs, an opportunity with the signed
     /// transactions from the last confirmed coin, or a part of a board.
     pub fn longest_message(&self) -> usize {
         const FRAME: usize = 2_048;
@@ -261,7 +261,7 @@ impl StandingTerms {
         let witness = self.fallback_threshold.map_or(66, |k| 34 * seats + 40 + 65 * usize::from(k) + seats);
         let transactions = usize::from(self.max_unconfirmed) * 2 * (250 + witness);
         let rows = MAX_PART_BYTES.saturating_sub(transactions);
-        (seats * 70).max(transactions + rows).max(MAX_PART_BYTES) + FRAME
+        (seats * 70 + seats.min(MAX_PEERS) * 80).max(transactions + rows).max(MAX_PART_BYTES) + FRAME
     }
 
     /// How many seats of `seats` can spend, and so can end every DID of the cohort: k, or all of them.

@@ -9,7 +9,7 @@ use btcr2_aggregation_protocol::{
     cohort::standing::{
         CoinRef, Mode, Opportunity, OpportunityKind, Registration, Row, RowAction, StandingBeacon, StandingTerms,
         Updates,
-        cohort::{CohortEffect, CohortEvent, CohortInput, StandingCohort},
+        cohort::{CohortEffect, CohortEvent, CohortInput, Credentials, StandingCohort},
         message::{
             AskedRow, EndKind, MAX_PART_ENTRIES, MAX_PART_ROWS, OpportunityOpened, Pending, RegisterRows,
             SeatOptIn, StandingMessage,
@@ -238,9 +238,9 @@ fn what_any_peer_can_cause_is_not_journaled() {
     let (did_index, action, serial, signature) = (asked.did_index, asked.action, asked.serial, asked.signature);
     let row = Row { seat, did_index, action, serial, signature };
     for (event, journaled) in [
-        (CohortEvent::SeatAsked { at, did: from.clone(), seat }, false),
+        (CohortEvent::SeatAsked { at, did: from.clone(), seat, credentials: Credentials::default() }, false),
         (CohortEvent::SeatRefused { at, did: from.clone(), reason: String::new() }, false),
-        (CohortEvent::SeatAdmitted { at, did: from, seat }, true),
+        (CohortEvent::SeatAdmitted { at, did: from, seat, credentials: Credentials::default() }, true),
         (settled(Vec::new()), false),
         (settled(vec![row]), true),
     ] {

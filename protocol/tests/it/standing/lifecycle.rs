@@ -5,7 +5,7 @@ use std::sync::Arc;
 use btcr2_aggregation_protocol::{
     cohort::standing::{
         Mode, OpportunityKind, RowAction, StandingBeacon, StandingTerms, TransactionHex,
-        cohort::CohortInput,
+        cohort::{CohortInput, LOW_BALANCE},
         message::{EndKind, NumberEndedNotice, StandingMessage},
         number::{NumberEnd, Why},
         seat::{Seat, SeatEffect, SeatEvent, SeatInput},
@@ -216,6 +216,42 @@ fn a_refresh_joins_three_coins_and_announces_nothing() {
     signed(&world, 2, Mode::Key, 3);
     world.mine();
     assert_eq!(world.seats[0].dids[0].version, 2);
+    world.assert_invariants();
+}
+
+/// The operator gets 1,000 satoshi of each announcement in these tests.
+#[test]
+fn a_low_coin_is_joined_with_a_deposit_by_itself() {
+    let mut world = World::formed_with(13, &terms(StandingBeacon::Cas), 2, 1, 5_000);
+    world.wants(0, &[0]);
+    world.pass(2 * 3600);
+    signed(&world, 1, Mode::Key, 2);
+    world.mine();
+    let (by_key, by_fallback) = world.service.cohort.affordable(world.service.cohort.coins()[0].value).unwrap();
+    assert!(by_fallback < LOW_BALANCE && by_key > 0, "{by_key} {by_fallback}");
+    // What is worth no announcement changes nothing.
+    world.deposit(100);
+    world.deposit(900);
+    world.pass(24 * 3600);
+    assert_eq!(world.service.ends.len(), 1);
+    let large = world.deposit(50_000);
+    world.pass(2 * 3600);
+    signed(&world, 2, Mode::Key, 2);
+    world.mine();
+    let refresh = world.confirmed.last().unwrap();
+    assert!(world.board_of(refresh).is_none(), "it announces nothing");
+    let spent: Vec<_> = refresh.input.iter().map(|input| input.previous_output.txid).collect();
+    assert_eq!((spent.len(), spent[1]), (3, large.txid), "the largest first");
+    // What costs more than it is worth is left alone, and a coin that is not low stays alone.
+    assert_eq!(world.service.cohort.coins().len(), 2);
+    world.deposit(60_000);
+    world.pass(24 * 3600);
+    assert_eq!(world.service.ends.len(), 2);
+    world.wants(0, &[0]);
+    world.pass(2 * 3600);
+    signed(&world, 3, Mode::Key, 2);
+    world.mine();
+    assert_eq!(world.seats[0].dids[0].version, 3);
     world.assert_invariants();
 }
 

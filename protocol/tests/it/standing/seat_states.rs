@@ -87,9 +87,17 @@ fn a_formed_cohort_stays_as_it_is() {
         cohort_id: world.service.config().cohort_id.clone(),
         beacon_address: address.to_owned(),
         cohort_keys: world.service.cohort.output().unwrap().keys().to_vec(),
+        peers: world.service.cohort.seats().map(|(_, did)| did.clone()).collect(),
     };
     let (same, other) = (ready(world.service.cohort.output().unwrap().address()), ready("bcrt1pother"));
-    assert_eq!(give(&mut world, 0, &same.into()), Ok(vec![]));
+    assert_eq!(give(&mut world, 0, &same.clone().into()), Ok(vec![]));
+    // Whom the service names may change; nothing follows from it at once.
+    let few = StandingReady { peers: same.peers[1..].to_vec(), ..same.clone() };
+    assert_eq!(give(&mut world, 0, &few.clone().into()), Ok(vec![]));
+    assert_eq!(world.seats[0].machine.peers(), few.peers);
+    let many = StandingReady { peers: vec![same.peers[0].clone(); 1_000], ..same };
+    give(&mut world, 0, &many.into()).unwrap();
+    assert_eq!(world.seats[0].machine.peers().len(), 32, "any number could be named");
     assert!(give(&mut world, 0, &other.into()).is_err());
     let [one, another] = [0, 1].map(|at| world.seats[at].machine.clone());
     assert_eq!((&one, one.deadline()), (&one.clone(), None));

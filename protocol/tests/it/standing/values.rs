@@ -1,13 +1,14 @@
 //! What is signed and counted by itself: seats, rosters, responses, boards, and the messages of many rows.
 
 use btcr2_aggregation_protocol::{
-    beacon::CasAnnouncement,
+    beacon::{BeaconData, CasAnnouncement, zero_hash},
     cohort::standing::{
-        Board, BoardContent, Entry, OpportunityKind, Response, ResponseProblem, RowAction, StandingBeacon,
-        StandingTerms,
-        message::{AskedRow, MAX_PART_ENTRIES, RegisterRows, SeatOptIn},
+        ArchivedBoard, ArchivedProof, Board, BoardContent, Entry, OpportunityKind, Response, ResponseProblem,
+        RowAction, StandingBeacon, StandingTerms,
+        message::{Applicant, AskedRow, MAX_PART_ENTRIES, RegisterRows, SeatOptIn},
     },
     id::CohortId,
+    identity::Identity,
     key::Signature,
 };
 use serde_json::json;
@@ -39,6 +40,48 @@ fn a_seat_is_asked_for_with_its_key() {
     assert!(!elsewhere.is_proven(&cohort.service, &did(1)), "for one cohort");
     let stolen = SeatOptIn { participant_pk: cohort.keys[1].public_key(), ..opt_in };
     assert!(!stolen.is_proven(&cohort.service, &did(1)), "of one key");
+}
+
+#[test]
+fn a_participant_applies_as_a_did_that_it_controls() {
+    let cohort = cohort(StandingBeacon::Cas);
+    let cohort_id = &cohort.roster.context().cohort_id;
+    let identity = Identity::from_key(crate::bitcoin_support::member(77), NETWORK);
+    let applicant = Applicant::sign(&cohort.service, cohort_id, &did(1), &identity, &mut rng());
+    assert!(applicant.is_proven(&cohort.service, cohort_id, &did(1)));
+    assert!(!applicant.is_proven(&cohort.service, cohort_id, &did(2)), "for one sender");
+    assert!(!applicant.is_proven(&did(3), cohort_id, &did(1)), "at one service");
+    assert!(!applicant.is_proven(&cohort.service, &CohortId::parse("another").unwrap(), &did(1)), "for one cohort");
+    let stolen = Applicant { did: did(1), ..applicant };
+    assert!(!stolen.is_proven(&cohort.service, cohort_id, &did(1)), "of one DID");
+}
+
+#[test]
+fn an_archived_board_gives_the_signal_and_every_path() {
+    let cohort = cohort(StandingBeacon::Smt);
+    let hash = cohort.roster.hash();
+    let responses = [cohort.response(0, 1, &[0]), cohort.response(2, 1, &[])];
+    let board = Board::of(cohort.place(&hash, 1), responses);
+    let archived = ArchivedBoard::read(board.bytes(), StandingBeacon::Smt).unwrap();
+    assert_eq!((archived.signal(), archived.announcement()), (board.signal(), None));
+    for seat in 0..3 {
+        for own in [seat * 2, seat * 2 + 1] {
+            let index = index(own);
+            assert_eq!(archived.seat_of(&index), Some(&cohort.keys[seat].public_key()));
+            let ArchivedProof { proof, leaf } = archived.proof(&index).unwrap();
+            // The second seat was absent: its indexes have no leaf.
+            assert_eq!(leaf.is_none(), seat == 1, "seat {seat}");
+            let empty = leaf.map_or(zero_hash(0).unwrap(), |leaf| *leaf.as_bytes());
+            assert_eq!(proof.root_for(index.as_bytes(), &empty), Ok(proof.id));
+            if leaf.is_none() {
+                assert_eq!(board.data(&index, None, None), Some(BeaconData::Smt(proof)));
+            }
+        }
+    }
+    // No seat has registered it.
+    let other = index(1_000);
+    assert_eq!((archived.seat_of(&other), archived.proof(&other).unwrap().leaf), (None, None));
+    assert!(ArchivedBoard::read(b"{}", StandingBeacon::Smt).is_none());
 }
 
 #[test]

@@ -60,6 +60,11 @@ pub struct World {
 impl World {
     /// A cohort of so many seats that has formed, with `dids` registered to each, and a coin.
     pub fn formed(seed: u64, terms: &StandingTerms, seats: usize, dids: usize) -> Self {
+        Self::formed_with(seed, terms, seats, dids, 1_000_000)
+    }
+
+    /// The same with a coin of that value.
+    pub fn formed_with(seed: u64, terms: &StandingTerms, seats: usize, dids: usize, value: u64) -> Self {
         let mut world = Self::enrolling(seed, terms, seats, dids);
         world.run_until_quiet();
         let finalized = world.service.feed(world.now, &CohortInput::Finalize, &mut world.rng);
@@ -72,7 +77,7 @@ impl World {
             world.register(at);
         }
         world.run_until_quiet();
-        world.deposit(1_000_000);
+        world.deposit(value);
         world
     }
 

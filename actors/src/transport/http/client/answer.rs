@@ -71,7 +71,16 @@ pub(super) fn verdict(status: StatusCode, answer: &Answer) -> Verdict {
         (Some(Refusal::Replay), _) | (None, 409) => Verdict::Unknown,
         (Some(Refusal::RateLimited | Refusal::Unavailable), _) => Verdict::NotTaken,
         // These answer other requests: the sender of the answer has not processed an envelope.
-        (Some(Refusal::NotAnActor | Refusal::Unauthorized | Refusal::NotFound), _) => Verdict::NotTaken,
+        (
+            Some(
+                Refusal::NotAnActor
+                | Refusal::Unauthorized
+                | Refusal::NotFound
+                | Refusal::InvalidParameter
+                | Refusal::NotEntitled,
+            ),
+            _,
+        ) => Verdict::NotTaken,
         (Some(_), _) => Verdict::Refused,
         // A redirect, or a refusal by the intermediary's own rule: the message was not forwarded. After 408 it was not
         // received completely; with 503 there was no server to forward it to.

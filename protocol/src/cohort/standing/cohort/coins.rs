@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bitcoin::{Transaction, Txid};
 use serde::{Deserialize, Serialize};
 
-use super::{CohortEvent, StandingCohort};
+use super::{CohortEvent, StandingCohort, balance::MAX_REFRESH_COINS};
 use crate::{
     cohort::standing::opportunity::{CoinRef, TransactionHex},
     message::signed,
@@ -21,6 +21,13 @@ struct Link {
     transaction: Arc<Transaction>,
     change: CoinRef,
     is_confirmed: bool,
+}
+
+impl Link {
+    /// What the coins hold that it spends, in satoshi.
+    fn spent(&self) -> u64 {
+        self.spends.iter().map(|coin| coin.value).sum()
+    }
 }
 
 /// The chain of signed transactions that are not final, or are the last one; and deposits.
@@ -51,15 +58,46 @@ impl Coins {
         next.into_iter().chain(others.copied()).collect()
     }
 
+    /// The deposits that nothing of this cohort spends.
+    pub(super) fn deposits(&self) -> impl Iterator<Item = &CoinRef> {
+        self.deposits.iter()
+    }
+
+    /// As many coins as one refresh joins: what the next announcement has to spend, then the largest of the others.
+    pub(super) fn to_join(&self) -> Vec<CoinRef> {
+        let mut coins = self.to_announce();
+        let mut others: Vec<CoinRef> = self.deposits.iter().filter(|coin| !coins.contains(coin)).copied().collect();
+        others.sort_by_key(|coin| std::cmp::Reverse((coin.value, *coin)));
+        coins.extend(others);
+        coins.truncate(MAX_REFRESH_COINS);
+        coins
+    }
+
     /// How many announcements are not final.
     pub(super) fn depth(&self) -> usize {
         self.links.iter().filter(|link| !link.is_confirmed).count()
+    }
+
+    /// The number of each announcement that is known here, with whether it is final.
+    pub(super) fn announcements(&self) -> Vec<(u64, bool)> {
+        self.links.iter().map(|link| (link.number, link.is_confirmed)).collect()
     }
 
     /// The transactions that are not final, in their order.
     pub(super) fn unconfirmed(&self) -> Vec<Arc<Transaction>> {
         let unconfirmed = self.links.iter().filter(|link| !link.is_confirmed);
         unconfirmed.map(|link| Arc::clone(&link.transaction)).collect()
+    }
+
+    /// Number, transaction and the value of the spent coins of each that is not final, in their order.
+    pub(super) fn unconfirmed_links(&self) -> impl Iterator<Item = (u64, &Arc<Transaction>, u64)> {
+        let unconfirmed = self.links.iter().filter(|link| !link.is_confirmed);
+        unconfirmed.map(|link| (link.number, &link.transaction, link.spent()))
+    }
+
+    /// The last signed transaction, and the value of the coins that it spends.
+    pub(super) fn last_signed(&self) -> Option<(&Transaction, u64)> {
+        self.links.last().map(|link| (&*link.transaction, link.spent()))
     }
 
     pub(super) fn transactions(&self) -> Vec<TransactionHex> {
@@ -85,12 +123,6 @@ impl Coins {
     /// A number has failed.
     pub(super) fn failed(&mut self, spends: &[CoinRef]) {
         self.retried = spends.iter().filter(|coin| self.is_there(coin)).copied().collect();
-    }
-
-    /// What the coins held that a signed transaction of this cohort spends.
-    pub(super) fn value_spent_by(&self, transaction: &Transaction) -> Option<u64> {
-        let link = self.links.iter().find(|link| *link.transaction == *transaction)?;
-        Some(link.spends.iter().map(|coin| coin.value).sum())
     }
 
     /// Whether a coin can be spent, as far as is known here.
@@ -156,9 +188,9 @@ impl Coins {
 }
 
 impl StandingCohort {
-    /// What the coins held that a signed transaction of this cohort spends, in satoshi.
-    pub fn value_spent_by(&self, transaction: &Transaction) -> Option<u64> {
-        self.running()?.coins.value_spent_by(transaction)
+    /// The number of each announcement that is not final, and of the last one that is, with whether it is.
+    pub fn announcements(&self) -> Vec<(u64, bool)> {
+        self.running().map_or_else(Vec::new, |running| running.coins.announcements())
     }
 
     pub(super) fn on_coin(&self, now: Timestamp, coin: CoinRef) -> Vec<CohortEvent> {
@@ -171,7 +203,9 @@ impl StandingCohort {
     pub(super) fn on_spent(&self, now: Timestamp, coin: &CoinRef, by: Txid) -> Vec<CohortEvent> {
         let Some(running) = self.running() else { return Vec::new() };
         if let Some(number) = running.coins.number_of(by) {
-            return vec![CohortEvent::Confirmed { at: now, number }];
+            // What it descends from is final too, whichever of them is reported first.
+            let before = running.coins.unconfirmed_links().map(|(one, ..)| one).filter(|one| *one <= number);
+            return before.map(|number| CohortEvent::Confirmed { at: now, number }).collect();
         }
         let numbers = running.coins.void_by(coin, by);
         if numbers.is_empty() && !running.coins.is_there(coin) {

@@ -16,10 +16,23 @@ use crate::{
     },
     did::Did,
     hash::DidIndex,
+    invite::InviteProof,
     key::{PublicKey, Signature},
     output::BeaconOutput,
     time::Timestamp,
 };
+
+/// With what a participant asks for a seat, beside its key.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Credentials {
+    /// The proof of an invite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub invite: Option<InviteProof>,
+    /// The DID as which it applies, proven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub applicant: Option<Did>,
+}
 
 /// An input of a standing cohort.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,6 +111,9 @@ pub enum CohortEvent {
         did: Did,
         /// The seat key.
         seat: PublicKey,
+        /// With what it asks.
+        #[serde(default)]
+        credentials: Credentials,
     },
     /// It has one.
     SeatAdmitted {
@@ -107,6 +123,9 @@ pub enum CohortEvent {
         did: Did,
         /// The seat key.
         seat: PublicKey,
+        /// With what it has asked.
+        #[serde(default)]
+        credentials: Credentials,
     },
     /// It has none.
     SeatRefused {
@@ -228,6 +247,8 @@ pub enum CohortEffect {
         did: Did,
         /// Its seat key.
         seat: PublicKey,
+        /// With what it asks.
+        credentials: Credentials,
     },
     /// Check that the sender controls these DIDs, by a resolver; answer with [`CohortInput::ControlChecked`].
     CheckControl {

@@ -1,5 +1,6 @@
 //! A standing cohort at its service: seats, roster, cadence, coins, and one number after the other.
 
+mod balance;
 mod coins;
 mod event;
 mod opening;
@@ -16,13 +17,14 @@ use rand_core::CryptoRng;
 
 use self::coins::Coins;
 pub use self::{
-    event::{CohortEffect, CohortEvent, CohortInput},
+    balance::{LOW_BALANCE, MAX_REFRESH_COINS, Unconfirmed},
+    event::{CohortEffect, CohortEvent, CohortInput, Credentials},
     saved::SavedCohort,
 };
 use super::{
     context::CohortContext,
     message::{
-        EndKind, NumberEndedNotice, OpportunityOpened, RowAnswer, RowsAnswered, SeatAccept, SeatRefused,
+        EndKind, MAX_PEERS, NumberEndedNotice, OpportunityOpened, RowAnswer, RowsAnswered, SeatAccept, SeatRefused,
         StandingAdvert, StandingMessage, StandingReady,
     },
     number::{NumberEnd, NumberTask},
@@ -62,6 +64,8 @@ pub struct CohortConfig {
 struct Candidate {
     seat: PublicKey,
     admitted: bool,
+    /// With what it asks.
+    credentials: Credentials,
 }
 
 /// A number that is planned or open.
@@ -81,6 +85,8 @@ struct OpenNumber {
 struct Running {
     output: BeaconOutput,
     seats: BTreeMap<PublicKey, Did>,
+    /// With what seats were asked for that have shown something.
+    credentials: BTreeMap<PublicKey, Credentials>,
     roster: Arc<Roster>,
     /// Every row, in the order in which it was registered.
     log: Vec<Row>,
@@ -253,6 +259,7 @@ impl StandingCohort {
             cohort_id: self.config.cohort_id.clone(),
             beacon_address: output.address().to_owned(),
             cohort_keys: output.keys().to_vec(),
+            peers: self.seats().take(MAX_PEERS).map(|(_, did)| did.clone()).collect(),
         }
         .into()
     }
@@ -298,16 +305,17 @@ impl Machine for StandingCohort {
             return self.restore(saved);
         }
         if let (CohortEvent::Formed { output, .. }, Phase::Enrolling { candidates }) = (event, &self.phase) {
-            let seats: BTreeMap<PublicKey, Did> = candidates
-                .iter()
-                .filter(|(_, candidate)| output.keys().contains(&candidate.seat))
-                .map(|(did, candidate)| (candidate.seat, did.clone()))
-                .collect();
+            let members = candidates.iter().filter(|(_, candidate)| output.keys().contains(&candidate.seat));
+            let seats: BTreeMap<PublicKey, Did> =
+                members.clone().map(|(did, candidate)| (candidate.seat, did.clone())).collect();
+            let credentials = members.map(|(_, candidate)| (candidate.seat, candidate.credentials.clone()));
+            let credentials = credentials.filter(|(_, shown)| *shown != Credentials::default()).collect();
             let most = self.config.terms.max_dids_per_participant;
             let roster = Roster::new(self.context(output), seats.keys().copied(), most);
             self.phase = Phase::Running(Box::new(Running {
                 output: output.clone(),
                 seats,
+                credentials,
                 roster: Arc::new(roster),
                 log: Vec::new(),
                 sent: 0,
@@ -324,11 +332,13 @@ impl Machine for StandingCohort {
             return;
         }
         match (event, &mut self.phase) {
-            (CohortEvent::SeatAsked { did, seat, .. }, Phase::Enrolling { candidates }) => {
-                candidates.insert(did.clone(), Candidate { seat: *seat, admitted: false });
+            (CohortEvent::SeatAsked { did, seat, credentials, .. }, Phase::Enrolling { candidates }) => {
+                let credentials = credentials.clone();
+                candidates.insert(did.clone(), Candidate { seat: *seat, admitted: false, credentials });
             }
-            (CohortEvent::SeatAdmitted { did, seat, .. }, Phase::Enrolling { candidates }) => {
-                candidates.insert(did.clone(), Candidate { seat: *seat, admitted: true });
+            (CohortEvent::SeatAdmitted { did, seat, credentials, .. }, Phase::Enrolling { candidates }) => {
+                let credentials = credentials.clone();
+                candidates.insert(did.clone(), Candidate { seat: *seat, admitted: true, credentials });
             }
             (CohortEvent::SeatRefused { did, .. }, Phase::Enrolling { candidates }) => drop(candidates.remove(did)),
             (_, Phase::Running(running)) => running.apply(event),
@@ -339,8 +349,9 @@ impl Machine for StandingCohort {
     fn effects(&self, event: &CohortEvent) -> Vec<CohortEffect> {
         match event {
             CohortEvent::Advertised { .. } => vec![CohortEffect::Broadcast(self.advert())],
-            CohortEvent::SeatAsked { did, seat, .. } => {
-                vec![CohortEffect::AskAdmission { did: did.clone(), seat: *seat }]
+            CohortEvent::SeatAsked { did, seat, credentials, .. } => {
+                let (did, credentials) = (did.clone(), credentials.clone());
+                vec![CohortEffect::AskAdmission { did, seat: *seat, credentials }]
             }
             CohortEvent::SeatRefused { did, reason, .. } => {
                 let refused = SeatRefused { cohort_id: self.config.cohort_id.clone(), reason: reason.clone() };
@@ -395,6 +406,7 @@ impl Machine for StandingCohort {
                 let ask = |(did, candidate): (&Did, &Candidate)| CohortEffect::AskAdmission {
                     did: did.clone(),
                     seat: candidate.seat,
+                    credentials: candidate.credentials.clone(),
                 };
                 std::iter::once(CohortEffect::Broadcast(self.advert())).chain(asked.map(ask)).collect()
             }

@@ -7,7 +7,7 @@ use crate::{
     cohort::standing::{
         limits::{MAX_PART_BYTES, MAX_PART_ROWS, json_len},
         number::NumberEnd,
-        opportunity::{Opportunity, OpportunityKind},
+        opportunity::{CoinRef, Opportunity, OpportunityKind},
         terms::Absent,
     },
     error::{Reject, RejectCode},
@@ -33,6 +33,10 @@ impl StandingCohort {
         if running.failures > 0 {
             // The same coins again: at once, or after three failures in the cadence.
             return Some(if running.failures < MAX_FAILURES { Timestamp::default() } else { earliest });
+        }
+        if !self.coins_to_join(running).is_empty() {
+            // Before it is needed: no update waits for it.
+            return Some(earliest);
         }
         let trigger = self.config.terms.pending_update_trigger.unwrap_or(1);
         let triggered = running.pending.len() >= usize::from(trigger);
@@ -65,10 +69,20 @@ impl StandingCohort {
     pub(super) fn on_tick(&self, now: Timestamp) -> Vec<CohortEvent> {
         match (self.next_opening(), self.running()) {
             (Some(opening), Some(running)) if opening <= now => {
-                self.plan(now, running, OpportunityKind::Announcement).into_iter().collect()
+                let joined = self.coins_to_join(running);
+                let coins = if joined.is_empty() { running.coins.to_announce() } else { joined };
+                self.plan(now, running, coins).into_iter().collect()
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Whether a number of this kind may open now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_open(&self, now: Timestamp, kind: OpportunityKind) -> Result<(), Reject> {
+        self.open_now(now, kind).map(drop)
     }
 
     pub(super) fn open_now(&self, now: Timestamp, kind: OpportunityKind) -> Decided {
@@ -78,32 +92,29 @@ impl StandingCohort {
         if running.open.is_some() {
             return fault("a number is open");
         }
+        let coins = match kind {
+            OpportunityKind::Announcement => running.coins.to_announce(),
+            OpportunityKind::Refresh => running.coins.to_join(),
+        };
+        if kind == OpportunityKind::Refresh && coins.len() < 2 {
+            return fault("a refresh joins two coins or more, which are final");
+        }
         // The cadence is a promise to the seats: the operator keeps it too.
         if now < self.earliest(running) && running.failures == 0 {
             return fault("the terms' time between announcements has not passed");
         }
-        if kind == OpportunityKind::Refresh && running.coins.all().len() < 2 {
-            return fault("a refresh joins two coins or more");
-        }
-        match self.plan(now, running, kind) {
+        match self.plan(now, running, coins) {
             Some(event) => Ok(vec![event]),
             None => fault("there is no coin, or too many announcements are unconfirmed"),
         }
     }
 
-    fn plan(&self, now: Timestamp, running: &Running, kind: OpportunityKind) -> Option<CohortEvent> {
-        if running.coins.depth() >= usize::from(self.config.terms.max_unconfirmed) {
+    /// A number on these coins. Several are joined by a refresh: also those that one has tried to join, and failed.
+    fn plan(&self, now: Timestamp, running: &Running, coins: Vec<CoinRef>) -> Option<CohortEvent> {
+        if coins.is_empty() || running.coins.depth() >= usize::from(self.config.terms.max_unconfirmed) {
             return None;
         }
-        let coins = match kind {
-            OpportunityKind::Announcement => running.coins.to_announce(),
-            OpportunityKind::Refresh => running.coins.all(),
-        };
-        // What a refresh has tried and failed to join is joined by a refresh again.
-        let kind = if coins.len() > 1 { OpportunityKind::Refresh } else { kind };
-        if coins.is_empty() {
-            return None;
-        }
+        let kind = if coins.len() > 1 { OpportunityKind::Refresh } else { OpportunityKind::Announcement };
         // A seat that has missed rows fetches them; so does each of them where they are many.
         let rows = &running.log[running.sent..];
         let transactions = running.coins.transactions();

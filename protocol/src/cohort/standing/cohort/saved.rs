@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{CohortEvent, OpenNumber, Phase, Running, StandingCohort, coins::Coins};
+use super::{CohortEvent, Credentials, OpenNumber, Phase, Running, StandingCohort, coins::Coins};
 use crate::{
     cohort::standing::{
         number::NumberEnd,
@@ -31,6 +31,8 @@ pub struct SavedCohort {
     pub service: Did,
     output: BeaconOutput,
     seats: BTreeMap<PublicKey, Did>,
+    #[serde(default)]
+    credentials: BTreeMap<PublicKey, Credentials>,
     log: Vec<Row>,
     sent: usize,
     last: u64,
@@ -64,6 +66,7 @@ impl StandingCohort {
             service: self.config.service.clone(),
             output: running.output,
             seats: running.seats,
+            credentials: running.credentials,
             log: running.log,
             sent: running.sent,
             last: running.last,
@@ -95,6 +98,7 @@ impl StandingCohort {
         self.phase = Phase::Running(Box::new(Running {
             output: saved.output.clone(),
             seats: saved.seats.clone(),
+            credentials: saved.credentials.clone(),
             roster,
             log: saved.log.clone(),
             sent: saved.sent,

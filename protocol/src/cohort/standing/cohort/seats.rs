@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Candidate, CohortEffect, CohortEvent, Decided, Phase, Running, StandingCohort};
+use super::{Candidate, CohortEffect, CohortEvent, Credentials, Decided, Phase, Running, StandingCohort};
 use crate::{
     cohort::standing::{
-        message::{AskedRow, MAX_PART_ROWS, RowsReturned, SeatOptIn, StandingMessage},
+        message::{Applicant, AskedRow, MAX_PART_ROWS, RowsReturned, SeatOptIn, StandingMessage},
         output_of,
         roster::Row,
         terms::Registration,
@@ -17,6 +17,29 @@ use crate::{
 };
 
 impl StandingCohort {
+    /// Whether it has formed.
+    pub fn has_formed(&self) -> bool {
+        self.running().is_some()
+    }
+
+    /// With what a seat was asked for.
+    pub fn credentials(&self, did: &Did) -> Credentials {
+        let of_seat = |running: &Running| {
+            let seat = running.seats.iter().find(|(_, of)| *of == did).map(|(seat, _)| seat)?;
+            running.credentials.get(seat).cloned()
+        };
+        match &self.phase {
+            Phase::Enrolling { candidates } => candidates.get(did).map(|candidate| candidate.credentials.clone()),
+            Phase::Running(running) => of_seat(running),
+        }
+        .unwrap_or_default()
+    }
+
+    /// Whether a DID has asked for a seat, before the cohort has formed.
+    pub fn is_candidate(&self, did: &Did) -> bool {
+        matches!(&self.phase, Phase::Enrolling { candidates } if candidates.contains_key(did))
+    }
+
     pub(super) fn on_opt_in(&self, now: Timestamp, from: &Did, opt_in: &SeatOptIn) -> Decided {
         let reject = |code, detail: &str| Err(Reject::new(code, from, detail));
         let Phase::Enrolling { candidates } = &self.phase else {
@@ -45,7 +68,14 @@ impl StandingCohort {
         if !opt_in.is_proven(&self.config.service, from) {
             return reject(RejectCode::InvalidKey, "the seat key is not proven");
         }
-        Ok(vec![CohortEvent::SeatAsked { at: now, did: from.clone(), seat: opt_in.participant_pk }])
+        let applicant = opt_in.applicant.as_ref();
+        let is_proven = |applicant: &Applicant| applicant.is_proven(&self.config.service, &opt_in.cohort_id, from);
+        if applicant.is_some_and(|applicant| !is_proven(applicant)) {
+            return reject(RejectCode::InvalidKey, "the DID as which it applies is not proven");
+        }
+        let applicant = applicant.map(|applicant| applicant.did.clone());
+        let credentials = Credentials { invite: opt_in.invite.clone(), applicant };
+        Ok(vec![CohortEvent::SeatAsked { at: now, did: from.clone(), seat: opt_in.participant_pk, credentials }])
     }
 
     pub(super) fn on_admitted(&self, now: Timestamp, did: &Did, refusal: Option<&String>) -> Decided {
@@ -57,7 +87,12 @@ impl StandingCohort {
         };
         let mut events = vec![match refusal {
             Some(reason) => CohortEvent::SeatRefused { at: now, did: did.clone(), reason: reason.clone() },
-            None => CohortEvent::SeatAdmitted { at: now, did: did.clone(), seat: candidate.seat },
+            None => CohortEvent::SeatAdmitted {
+                at: now,
+                did: did.clone(),
+                seat: candidate.seat,
+                credentials: candidate.credentials.clone(),
+            },
         }];
         let admitted = candidates.values().filter(|candidate| candidate.admitted).count();
         if refusal.is_none() && admitted + 1 == usize::from(self.config.terms.max_participants) {

@@ -3,6 +3,7 @@
 
 mod board;
 mod formation;
+mod history;
 mod number;
 mod registration;
 
@@ -10,8 +11,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use self::{
-    board::{BoardPart, BoardRequest, MAX_BOARD_PART},
-    formation::{SeatAccept, SeatOptIn, SeatRefused, StandingAdvert, StandingReady, possession_digest},
+    board::{BoardPart, BoardRequest, MAX_BOARD_PART, SeatProof},
+    formation::{Applicant, SeatAccept, SeatOptIn, SeatRefused, StandingAdvert, StandingReady, possession_digest},
+    history::{HistoryGiven, HistoryRequest, MAX_HISTORY, PastAnnouncement},
     number::{
         Confirmation, ConfirmationRequest, EndKind, FullUpdate, NumberEndedNotice, OpportunityOpened, Pending,
         ResponsePart,
@@ -20,7 +22,7 @@ pub use self::{
         AskedRow, ControlProof, RegisterRows, RowAnswer, RowsAnswered, RowsGiven, RowsRequest, RowsReturned,
     },
 };
-pub use super::limits::{MAX_PART_ENTRIES, MAX_PART_ROWS};
+pub use super::limits::{MAX_PART_ENTRIES, MAX_PART_ROWS, MAX_PEERS};
 use crate::id::CohortId;
 
 /// Reads the JSON of a body as one type.
@@ -129,6 +131,10 @@ messages! {
     BoardRequest = "standing/board_request";
     /// The part that it has asked for.
     BoardPart = "standing/board_part";
+    /// A seat asks for the announcements that it has missed.
+    HistoryRequest = "standing/history_request";
+    /// The announcements that it has asked for.
+    HistoryGiven = "standing/history";
 }
 
 impl StandingMessage {

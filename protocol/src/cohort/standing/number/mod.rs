@@ -67,7 +67,8 @@ impl NumberTask {
         self.opportunity.coins()
     }
 
-    fn seat_of(&self, did: &Did) -> Option<PublicKey> {
+    /// The seat whose messages come from a DID.
+    pub fn seat_of(&self, did: &Did) -> Option<PublicKey> {
         self.seats.iter().find(|(_, seat)| *seat == did).map(|(key, _)| *key)
     }
 }

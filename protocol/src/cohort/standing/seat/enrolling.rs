@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Decided, Seat, SeatEffect, SeatEvent};
 use crate::{
-    cohort::standing::message::{SeatOptIn, SeatRefused, StandingReady},
+    cohort::standing::message::{MAX_PEERS, SeatOptIn, SeatRefused, StandingReady},
+    did::Did,
     error::{Reject, RejectCode},
     time::Timestamp,
 };
@@ -30,7 +31,9 @@ impl Seat {
     }
 
     pub(super) fn on_opt_in(&self, now: Timestamp, opt_in: &SeatOptIn) -> Decided {
-        if self.enrolment != Enrolment::New || self.seated.is_some() {
+        // A refused seat may ask again, e.g. with an invite.
+        let may_ask = matches!(self.enrolment, Enrolment::New | Enrolment::Refused(_));
+        if !may_ask || self.seated.is_some() {
             return Err(Reject::out_of_phase("opt-in", "asked before"));
         }
         let (terms, service) = (self.config.terms.clone(), self.config.service.clone());
@@ -72,7 +75,14 @@ impl Seat {
         if output.address() != ready.beacon_address {
             return Err(self.reject(RejectCode::AddressMismatch, "the address does not follow from the keys"));
         }
-        Ok(vec![SeatEvent::Formed { at: now, output }])
+        let peers = self.on_peers(now, &[], ready);
+        Ok(std::iter::once(SeatEvent::Formed { at: now, output }).chain(peers).collect())
+    }
+
+    /// The seats that the service names, if it names others than before.
+    pub(super) fn on_peers(&self, now: Timestamp, known: &[Did], ready: &StandingReady) -> Option<SeatEvent> {
+        let peers: Vec<Did> = ready.peers.iter().take(MAX_PEERS).cloned().collect();
+        (!peers.is_empty() && peers != known).then_some(SeatEvent::PeersLearned { at: now, peers })
     }
 
     pub(super) fn apply_enrolment(&mut self, event: &SeatEvent) {

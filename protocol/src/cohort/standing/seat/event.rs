@@ -150,6 +150,13 @@ pub enum SeatEvent {
         /// The output.
         output: BeaconOutput,
     },
+    /// The service has named other seats, from which boards can be had that it does not have. Nothing proves that they are seats.
+    PeersLearned {
+        /// When.
+        at: Timestamp,
+        /// Their DIDs.
+        peers: Vec<Did>,
+    },
     /// Rows were sent.
     RowsSent {
         /// When.

@@ -156,6 +156,8 @@ struct Seated {
     log: Vec<Row>,
     /// The own indexes of which k seats have signed that they are this seat's.
     registered: BTreeSet<DidIndex>,
+    /// Seats that may have boards which the service does not have.
+    peers: Vec<Did>,
 }
 
 /// A seat's machine.
@@ -223,7 +225,7 @@ impl Seat {
             (StandingMessage::StandingReady(ready), Some(seated))
                 if seated.output.address() == ready.beacon_address =>
             {
-                Ok(Vec::new())
+                Ok(self.on_peers(now, &seated.peers, ready).into_iter().collect())
             }
             (StandingMessage::RowsAnswered(answered), Some(seated)) => {
                 let known =
@@ -316,11 +318,13 @@ impl Machine for Seat {
                 record: Record::default(),
                 log: Vec::new(),
                 registered: BTreeSet::new(),
+                peers: Vec::new(),
             });
             return;
         }
         let Some(seated) = &mut self.seated else { return };
         match event {
+            SeatEvent::PeersLearned { peers, .. } => seated.peers.clone_from(peers),
             SeatEvent::RowsSent { rows, .. } => {
                 seated.asked.extend(rows.iter().map(|row| ((row.did_index, row.serial), row.clone())));
             }
@@ -369,6 +373,7 @@ impl Machine for Seat {
             | SeatEvent::Refused { .. }
             | SeatEvent::Saved(_)
             | SeatEvent::Formed { .. }
+            | SeatEvent::PeersLearned { .. }
             | SeatEvent::Restored { .. }
             | SeatEvent::CoinSpent { .. }
             | SeatEvent::VersionResolved { .. } => Vec::new(),

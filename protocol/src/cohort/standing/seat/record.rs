@@ -41,6 +41,9 @@ struct Answered {
     board: Option<DocumentHash>,
     is_stored: bool,
     is_signed: bool,
+    /// Another transaction has spent its coin, or that of an ancestor: it can never be mined.
+    #[serde(default)]
+    is_void: bool,
 }
 
 /// See the [module](self).
@@ -94,7 +97,7 @@ impl Record {
             coins.iter().any(|coin| coin.txid == txid)
                 || opportunity.transactions.iter().any(|tx| tx.0.compute_txid() == txid)
         };
-        let settled = last.coins.iter().any(|coin| self.spent.contains(coin));
+        let settled = last.is_void || last.coins.iter().any(|coin| self.spent.contains(coin));
         if !settled && !last.txid.is_some_and(descends) {
             return Err(format!("other coins than those of number {number}, which this seat has signed"));
         }
@@ -161,8 +164,16 @@ impl Record {
         updates: &[(DidIndex, u64, DocumentHash)],
     ) {
         let coins = opportunity.coins.iter().map(outpoint).collect();
-        let answered =
-            Answered { at, coins, txid: None, signal: None, board: None, is_stored: false, is_signed: false };
+        let answered = Answered {
+            at,
+            coins,
+            txid: None,
+            signal: None,
+            board: None,
+            is_stored: false,
+            is_signed: false,
+            is_void: false,
+        };
         self.numbers.insert(opportunity.number, answered);
         self.commitments.extend(updates.iter().map(|(index, version, hash)| Commitment {
             number: opportunity.number,
@@ -226,6 +237,11 @@ impl Record {
         self.restored = (!coins.is_empty()).then(|| Restored { coins, updates: updates.iter().copied().collect() });
     }
 
+    /// The coins that have to be spent after a restore from a backup.
+    pub(super) fn awaited_coins(&self) -> impl Iterator<Item = OutPoint> {
+        self.restored.iter().flat_map(|restored| &restored.coins).copied()
+    }
+
     fn announced(&mut self, number: u64) {
         let of_number = self.commitments.iter().filter(|one| one.number == number);
         let final_now: Vec<(DidIndex, u64)> = of_number.map(|one| (one.index, one.version)).collect();
@@ -237,7 +253,9 @@ impl Record {
     /// The number can never be mined, nor can what descends from it.
     fn void(&mut self, number: u64) {
         self.commitments.retain(|one| one.number != number);
-        let Some(txid) = self.numbers.get(&number).and_then(|one| one.txid) else { return };
+        let Some(answered) = self.numbers.get_mut(&number) else { return };
+        answered.is_void = true;
+        let Some(txid) = answered.txid else { return };
         let descendants: Vec<u64> = self
             .numbers
             .iter()
@@ -425,8 +443,13 @@ mod tests {
         with(&mut record, 1, &[coin(1, 0)], 2, Some(10));
         with(&mut record, 2, &[coin(10, 0)], 3, Some(11));
         record.commit(NOW, &opportunity(3, &[coin(5, 0)], &[]), &[(index(2), 2, hash(7))]);
+        let terms = StandingTerms::new(StandingBeacon::Cas, Network::Regtest, 1, 5);
+        let due = NOW + Duration::from_secs(terms.min_seconds_between_announcements.into());
+        let may = |record: &Record| record.may_answer(due, &opportunity(4, &[coin(2, 0)], &[]), &terms).is_ok();
+        assert!(!may(&record), "other coins than those of number 2");
         record.spend(&coin(1, 0), txid(12), None);
         assert_eq!(record.committed(), [(index(2), 2, hash(7))]);
+        assert!(may(&record), "number 2 can never be mined, although its own coin was never spent");
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct SavedSeat {
     record: Record,
     log: Vec<Row>,
     registered: BTreeSet<DidIndex>,
+    #[serde(default)]
+    peers: Vec<Did>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +81,7 @@ impl Seat {
             record: seated.record,
             log: seated.log,
             registered: seated.registered,
+            peers: seated.peers,
         })))
     }
 
@@ -113,6 +116,7 @@ impl Seat {
             record: saved.record.clone(),
             log: saved.log.clone(),
             registered: saved.registered.clone(),
+            peers: saved.peers.clone(),
         });
     }
 }

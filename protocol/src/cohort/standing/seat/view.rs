@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use bitcoin::Txid;
+use bitcoin::{OutPoint, Txid};
 
 use super::{Seat, SeatConfig, Stage};
 use crate::{
     cohort::standing::{
+        board::Board,
         opportunity::OpportunityKind,
-        roster::{Roster, RowAction},
+        roster::{Roster, Row, RowAction},
         terms::StandingBeacon,
     },
-    hash::{DidIndex, DocumentHash},
+    did::Did,
+    hash::{DidIndex, DocumentHash, sha256},
 };
 
 /// What a seat has put under one of its indexes in a number.
@@ -26,6 +28,25 @@ pub struct OwnEntry {
 }
 
 impl Seat {
+    /// The nonce of the leaf that each index of this seat has in a number, if it has one there; none in a CAS cohort.
+    pub fn own_nonces(&self, number: u64) -> Vec<(DidIndex, [u8; 32])> {
+        if self.config.terms.beacon_type != StandingBeacon::Smt {
+            return Vec::new();
+        }
+        self.indexes().map(|index| (*index, self.leaf_nonce(number, index))).collect()
+    }
+
+    /// Whether this seat has verified the transaction of a number, and its host has not stored the board.
+    pub fn awaits_board(&self, number: u64, txid: Txid) -> bool {
+        let record = self.seated.as_ref().map(|seated| &seated.record);
+        record.and_then(|record| record.board_of(number, txid)).is_some_and(|(_, is_stored)| !is_stored)
+    }
+
+    /// The DIDs of seats, as the service has named them, from which boards can be had that it does not have.
+    pub fn peers(&self) -> &[Did] {
+        self.seated.as_ref().map_or(&[], |seated| &seated.peers)
+    }
+
     /// What does not change in its life.
     pub const fn config(&self) -> &Arc<SeatConfig> {
         &self.config
@@ -44,6 +65,18 @@ impl Seat {
     /// The transaction of a number, if this seat has verified it.
     pub fn txid_of(&self, number: u64) -> Option<Txid> {
         self.seated.as_ref()?.record.txid(number)
+    }
+
+    /// The coins that have to be spent by final transactions before a seat that was restored from a backup submits updates again.
+    pub fn awaited_coins(&self) -> impl Iterator<Item = OutPoint> {
+        self.seated.iter().flat_map(|seated| seated.record.awaited_coins())
+    }
+
+    /// The last row of the index, if it is this seat's and registers it: sent once more, it proves control of the DID by its current document
+    /// and changes no roster.
+    pub fn registered_row(&self, index: &DidIndex) -> Option<&Row> {
+        let row = self.seated.as_ref()?.roster.row(index)?;
+        (row.seat == self.config.seat && row.action == RowAction::Register).then_some(row)
     }
 
     /// A serial above that of every row of the index that this seat knows, answered or not.
@@ -81,6 +114,14 @@ impl Seat {
     pub fn is_choosing(&self, number: u64) -> bool {
         self.current()
             .is_some_and(|current| current.opportunity.number == number && current.stage == Stage::Choosing)
+    }
+
+    /// The board of its highest number, if these are its bytes and this seat's response is on it: for a host that has not stored all that follows
+    /// from it.
+    pub fn read_board(&self, bytes: &Arc<Vec<u8>>) -> Option<Arc<Board>> {
+        let hash = DocumentHash::from_bytes(sha256(bytes));
+        let board = self.board(self.current()?, &hash, bytes).ok()?;
+        board.response(&self.config.seat).is_some().then_some(board)
     }
 
     /// What it has put under each of its indexes in its highest number; nothing for another number, or a refresh.

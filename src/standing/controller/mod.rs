@@ -1,6 +1,8 @@
 //! A controller of DIDs in standing cohorts, by a fixed policy: it registers all its DIDs, announces the signed updates that are in a
 //! directory, and stores what resolvers need of every announcement.
 
+mod storing;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -13,21 +15,24 @@ use serde_json::Value;
 use super::{resolver::Resolver, sidecars::Sidecars};
 use crate::{
     actors::standing::policy::{
-        BoardToSign, Control, RowWanted, SeatPolicy, SeatView, StandingOffer, UpdatesAsked, UpdatesChosen,
+        BoardToSign, Control, MissedBoard, RowWanted, SeatPolicy, SeatView, StandingOffer, UpdatesAsked,
+        UpdatesChosen,
     },
-    controller::{Current, CurrentError, Keys, UpdateFile},
+    controller::{Current, CurrentError, Keys, UpdateFile, current::Applied},
     events::Printer,
     inputs,
     protocol::{
-        beacon::{BeaconData, did_index},
+        beacon::did_index,
         cohort::standing::{
-            BoardContent, OpportunityKind, RowAction, StandingPolicy, Updates, message::ControlProof,
-            seat::SeatUpdate,
+            Board, OpportunityKind, RowAction, StandingPolicy, Updates,
+            message::ControlProof,
+            seat::{OwnEntry, SeatUpdate},
         },
         did::Did,
         document,
-        hash::{DidIndex, DocumentHash},
+        hash::DidIndex,
         identity::Identity,
+        invite::InviteToken,
         update::{SignedUpdate, UpdateContext, verify_update},
     },
     resolve::Given,
@@ -46,14 +51,34 @@ pub struct StandingController {
     dids: BTreeMap<DidIndex, ControlledDid>,
     service: Option<Did>,
     policy: StandingPolicy,
+    invite: Option<InviteToken>,
+    applies_as: Option<Identity>,
     resolver: Resolver,
     /// The directory of signed updates, files of `update --out`.
     updates: Option<PathBuf>,
     sidecars: Sidecars,
     /// The version of each DID that was final when it was resolved last.
     finals: Mutex<BTreeMap<DidIndex, u64>>,
+    unstored: Mutex<Unstored>,
+    /// By seat and index.
+    proofs: Mutex<BTreeMap<(Did, DidIndex), Proofs>>,
     printer: Printer,
 }
+
+/// How many updates of a DID other beacons have announced, and how many of them were known when a seat has proven control of it last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Proofs {
+    needed: usize,
+    sent: usize,
+    /// The version of the update that was submitted after that.
+    tried: u64,
+}
+
+/// The boards of which not everything could be stored, by number and seat, with what the seat has put on them.
+type Unstored = BTreeMap<(u64, Did), (Arc<Board>, Vec<OwnEntry>)>;
+
+/// The most of them: a seat that cannot store one refuses to sign, so that others have to announce without it.
+const MOST_UNSTORED: usize = 16;
 
 /// The parts of a [`StandingController`].
 pub struct ControllerParts<'a> {
@@ -63,6 +88,10 @@ pub struct ControllerParts<'a> {
     pub service: Option<Did>,
     /// What is accepted of terms.
     pub policy: StandingPolicy,
+    /// An invite of the service's operator.
+    pub invite: Option<InviteToken>,
+    /// The identity as which seats are asked for, if services are to know it.
+    pub applies_as: Option<Identity>,
     /// How DIDs are resolved.
     pub resolver: Resolver,
     /// The directory of signed updates.
@@ -86,9 +115,21 @@ impl StandingController {
         let sidecars = Sidecars::open(parts.out, parts.dids.iter().map(of_did))?;
         let dids =
             parts.dids.into_iter().map(|controlled| (did_index(controlled.identity.did()), controlled)).collect();
-        let ControllerParts { service, policy, resolver, updates, printer, .. } = parts;
-        let finals = Mutex::default();
-        Ok(Self { dids, service, policy, resolver, updates, sidecars, finals, printer })
+        let ControllerParts { service, policy, invite, applies_as, resolver, updates, printer, .. } = parts;
+        Ok(Self {
+            dids,
+            service,
+            policy,
+            invite,
+            applies_as,
+            resolver,
+            updates,
+            sidecars,
+            finals: Mutex::default(),
+            unstored: Mutex::default(),
+            proofs: Mutex::default(),
+            printer,
+        })
     }
 
     fn finals(&self) -> MutexGuard<'_, BTreeMap<DidIndex, u64>> {
@@ -102,44 +143,30 @@ impl StandingController {
 
     /// The current document of a DID, as resolvers give it.
     async fn current(&self, did: &Did) -> Result<Current, CurrentError> {
-        let mut given = Given::default();
-        if let Some(sidecar) = self.sidecars.get(did) {
-            let read = given.add(sidecar, "the output directory");
-            read.map_err(|error| CurrentError::Unreadable(error.to_string()))?;
+        loop {
+            let sidecar = self.sidecars.get(did);
+            let mut given = Given::default();
+            if let Some(sidecar) = sidecar.clone() {
+                let read = given.add(sidecar, "the output directory");
+                read.map_err(|error| CurrentError::Unreadable(error.to_string()))?;
+            }
+            let current = self.resolver.current(did, given).await;
+            // An announcement may have got into a block, and its data into the files, since they were read.
+            if current.is_ok() || sidecar == self.sidecars.get(did) {
+                return current;
+            }
         }
-        self.resolver.current(did, given).await
     }
 
     /// The signed updates in the directory, by DID and version.
     fn prepared(&self) -> BTreeMap<(DidIndex, u64), SignedUpdate> {
         let Some(dir) = &self.updates else { return BTreeMap::new() };
-        let files = match std::fs::read_dir(dir) {
-            Ok(files) => files,
-            Err(error) => {
-                self.printer.warn(&format!("{}: {error}", dir.display()));
-                return BTreeMap::new();
-            }
-        };
-        let mut prepared = BTreeMap::new();
-        for path in files.filter_map(|file| Some(file.ok()?.path())) {
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            match read_update(&path) {
-                Ok(Some((did, update))) => {
-                    if let (index, Some(version)) = (did_index(&did), update.target_version())
-                        && self.dids.contains_key(&index)
-                    {
-                        prepared.insert((index, version), update);
-                    }
-                }
-                Ok(None) => self
-                    .printer
-                    .warn(&format!("{}: not a signed update (`update DID … --out FILE`)", path.display())),
-                Err(problem) => self.printer.warn(&format!("{}: {problem}", path.display())),
-            }
-        }
-        prepared
+        let (updates, problems) = updates_in(dir);
+        problems.iter().for_each(|problem| self.printer.warn(problem));
+        let keyed =
+            |(did, update): (Did, SignedUpdate)| Some(((did_index(&did), update.target_version()?), update));
+        let own = |((index, _), _): &((DidIndex, u64), SignedUpdate)| self.dids.contains_key(index);
+        updates.into_iter().filter_map(keyed).filter(own).collect()
     }
 
     /// Whether the directory has an update that is not known to be final: files stay in it.
@@ -167,6 +194,11 @@ impl StandingController {
         };
         if let Some(unsettled) = &current.unsettled {
             self.warn(did, unsettled);
+            return Some((current.version, None));
+        }
+        let is_prepared = prepared.contains_key(&(*index, current.version + 1));
+        if is_prepared && seat.terms.updates == Updates::Full && self.must_prove(seat, index, &current) {
+            // Its update follows in the next number.
             return Some((current.version, None));
         }
         let (document, version) = (current.document, current.version);
@@ -205,45 +237,65 @@ impl StandingController {
         Some((version, Some(chosen)))
     }
 
-    /// Stores what an announcement has of each DID.
-    fn store(&self, board: &BoardToSign) -> Result<(), String> {
-        let prepared = self.prepared();
-        let by_hash: BTreeMap<&DocumentHash, &SignedUpdate> =
-            prepared.values().map(|update| (update.hash(), update)).collect();
-        for entry in &board.entries {
-            let Some(controlled) = self.dids.get(&entry.index) else { continue };
-            let did = controlled.identity.did();
-            let data = board.board.data(&entry.index, entry.nonce.as_ref(), entry.update.as_ref());
-            let data = data.ok_or_else(|| format!("the board does not prove the entry of {did}"))?;
-            let update = match &entry.update {
-                Some(hash) => {
-                    let update = by_hash.get(hash).ok_or_else(|| format!("the update of {did} is gone"))?;
-                    Some(update.value())
-                }
-                None => None,
-            };
-            self.sidecars.add(did, Some(&data), update)?;
+    /// Whether the service does not know yet what other beacons have announced of the DID since it was registered: it verifies updates, and
+    /// refuses one that does not follow on what it knows.
+    fn must_prove(&self, seat: &SeatView, index: &DidIndex, current: &Current) -> bool {
+        let is_elsewhere = |applied: &&Applied| applied.signal.beacon.address.to_string() != seat.beacon_address;
+        let elsewhere = current.applied.iter().filter(is_elsewhere).count();
+        let mut proofs = self.proofs();
+        let proof = proofs.entry((seat.seat.clone(), *index)).or_default();
+        proof.needed = elsewhere;
+        if elsewhere > 0 && proof.sent >= elsewhere {
+            // Submitted before, and not announced: perhaps the service could not see what was proven.
+            let tried = std::mem::replace(&mut proof.tried, current.version + 1);
+            if tried == current.version + 1 {
+                *proof = Proofs { needed: elsewhere, ..Proofs::default() };
+            }
         }
-        Ok(())
+        proof.needed > proof.sent
     }
 
-    /// Stores what a board, of an announcement from which the seat was absent, has of each DID: no leaf, and in a map what others have.
-    ///
-    /// # Errors
-    /// Why it cannot be stored, in words.
-    pub fn store_missed(
-        &self,
-        beacon: crate::protocol::cohort::standing::StandingBeacon,
-        bytes: &[u8],
-    ) -> Result<(), String> {
-        let content: BoardContent = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        for (index, controlled) in &self.dids {
-            let data: BeaconData =
-                content.without_leaf(beacon, index).ok_or("the board has an entry of an absent DID")?;
-            self.sidecars.add(controlled.identity.did(), Some(&data), None)?;
+    /// The DIDs of which a seat has to prove control once more. They count as proven now.
+    pub fn to_prove(&self, seat: &Did) -> Vec<RowWanted> {
+        let mut wanted = Vec::new();
+        for ((of, index), proof) in self.proofs().iter_mut() {
+            if of == seat
+                && proof.needed > proof.sent
+                && let Some(controlled) = self.dids.get(index)
+            {
+                proof.sent = proof.needed;
+                wanted.push(RowWanted { did: controlled.identity.did().clone(), action: RowAction::Register });
+            }
         }
-        Ok(())
+        wanted
     }
+
+    fn proofs(&self) -> MutexGuard<'_, BTreeMap<(Did, DidIndex), Proofs>> {
+        // Each change is one call.
+        self.proofs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The signed updates in a directory, each with its DID; and what is wrong with other files.
+pub fn updates_in(dir: &Path) -> (Vec<(Did, SignedUpdate)>, Vec<String>) {
+    let files = match std::fs::read_dir(dir) {
+        Ok(files) => files,
+        Err(error) => return (Vec::new(), vec![format!("{}: {error}", dir.display())]),
+    };
+    let (mut updates, mut problems) = (Vec::new(), Vec::new());
+    for path in files.filter_map(|file| Some(file.ok()?.path())) {
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        match read_update(&path) {
+            Ok(Some(update)) => updates.push(update),
+            Ok(None) => {
+                problems.push(format!("{}: not a signed update (`update DID … --out FILE`)", path.display()));
+            }
+            Err(problem) => problems.push(format!("{}: {problem}", path.display())),
+        }
+    }
+    (updates, problems)
 }
 
 /// The DID and the update of a file of `update --out`; none if it is something else.
@@ -264,6 +316,14 @@ impl SeatPolicy for StandingController {
         }
     }
 
+    fn invite(&self) -> Option<InviteToken> {
+        self.invite.clone()
+    }
+
+    fn applies_as(&self) -> Option<Identity> {
+        self.applies_as.clone()
+    }
+
     fn standing_policy(&self) -> StandingPolicy {
         self.policy.clone()
     }
@@ -282,6 +342,13 @@ impl SeatPolicy for StandingController {
             Ok(current) => current,
             Err(error) => {
                 self.warn(did, &format!("its control cannot be proven: {error}"));
+                let index = did_index(did);
+                let of_did = |(key, proof): (&(Did, DidIndex), &mut Proofs)| {
+                    if key.1 == index {
+                        proof.sent = 0
+                    }
+                };
+                self.proofs().iter_mut().for_each(of_did);
                 return None;
             }
         };
@@ -321,8 +388,12 @@ impl SeatPolicy for StandingController {
         chosen
     }
 
-    async fn signs(&self, _: &SeatView, board: &BoardToSign) -> Result<(), String> {
-        self.store(board)
+    async fn missed(&self, _: &SeatView, missed: &MissedBoard) -> Result<(), String> {
+        self.store_missed(missed)
+    }
+
+    async fn signs(&self, seat: &SeatView, board: &BoardToSign) -> Result<(), String> {
+        self.store(&seat.seat, board.number, &board.board, &board.entries)
     }
 }
 
@@ -345,6 +416,8 @@ mod tests {
             dids: vec![ControlledDid { identity, keys }],
             service: None,
             policy: StandingPolicy::default(),
+            invite: None,
+            applies_as: None,
             resolver: Resolver { source, stores: Vec::new(), min_conf: 1 },
             updates: Some(dir.path().to_owned()),
             out: &dir.path().join("out"),

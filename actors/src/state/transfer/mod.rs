@@ -1,9 +1,17 @@
-//! Cohorts as documents: all of a cohort's journal, to inspect or to move to another state directory.
+//! Cohorts as documents: all of a cohort's journal, to inspect or to move to another state directory. Of a standing cohort, or a seat of one,
+//! also its boards, and what its host has stored of its DIDs.
+
+mod standing;
 
 use std::collections::BTreeSet;
 
 use btcr2_aggregation_protocol::{
-    cohort::event::{ParticipantEvent, ServiceEvent},
+    cohort::{
+        event::{ParticipantEvent, ServiceEvent},
+        standing::{cohort::CohortEvent, number::NumberEvent, seat::SeatEvent},
+    },
+    did::Did,
+    hash::DidIndex,
     id::{CohortId, SessionId},
     signing::session::SessionEvent,
     time::Timestamp,
@@ -11,6 +19,7 @@ use btcr2_aggregation_protocol::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
+pub use self::standing::STANDING_DIDS;
 use super::{State, StateError, database::Change, writer::WriteError};
 use crate::journal::{Journal, JournalError, Record, SCHEMA, StreamId, StreamKind};
 
@@ -27,6 +36,32 @@ pub struct CohortDocument {
     pub cohort_id: CohortId,
     /// Its streams, in the order of their names.
     pub streams: Vec<StreamDocument>,
+    /// The boards of a standing cohort, in the order of their numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub boards: Vec<BoardDocument>,
+    /// What the host of a standing cohort has stored of its DIDs, in the order of their indexes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dids: Vec<DidDocument>,
+}
+
+/// A board of a standing cohort.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BoardDocument {
+    /// The number of which it is a board.
+    pub number: u64,
+    /// Its text, byte for byte: its name is the SHA-256 of that.
+    pub text: String,
+}
+
+/// What the host of a standing cohort has stored of a registered DID.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DidDocument {
+    /// The index.
+    pub index: DidIndex,
+    /// What is stored.
+    pub stored: Box<RawValue>,
 }
 
 /// One stream.
@@ -78,6 +113,7 @@ impl State {
     pub async fn export(&self, cohort_id: &CohortId) -> Result<Option<CohortDocument>, TransferError> {
         let all = self.streams().await?;
         let sessions = self.sessions_of(cohort_id).await?;
+        let seats = self.seats_of(cohort_id, &all).await?;
         let mut streams = Vec::new();
         for summary in all {
             let belongs = match summary.stream.kind() {
@@ -85,15 +121,13 @@ impl State {
                 | StreamKind::Announcement(id)
                 | StreamKind::Participant { cohort_id: id, .. } => id == *cohort_id,
                 StreamKind::Signing(id) => sessions.contains(&id),
-                // A participant recovers its memberships from its sessions. A standing cohort, or a seat, moves with its whole directory: its
-                // boards are in tables.
-                StreamKind::Membership(_)
-                | StreamKind::Standing(_)
-                | StreamKind::Number { .. }
-                | StreamKind::Seat(_)
+                StreamKind::Standing(id) | StreamKind::Number { cohort_id: id, .. } => id == *cohort_id,
+                StreamKind::Seat(did) => seats.contains(&did),
+                // A participant recovers its memberships from its sessions.
+                StreamKind::Membership(_) => false,
                 // The events are delivered again where the cohort continues.
-                | StreamKind::Acknowledged(_)
-                | StreamKind::Other => false,
+                StreamKind::Acknowledged(_) => false,
+                StreamKind::Other => standing::is_watch(&summary.stream, cohort_id, &seats),
             };
             if belongs {
                 let records = self.raw(&summary.stream).await?;
@@ -104,8 +138,13 @@ impl State {
                 });
             }
         }
+        if streams.is_empty() {
+            return Ok(None);
+        }
+        let boards = self.boards_of(cohort_id).await?;
+        let dids = self.dids_of(&streams).await?;
         let (format, cohort_id) = (FORMAT.to_owned(), cohort_id.clone());
-        Ok((!streams.is_empty()).then_some(CohortDocument { format, schema: SCHEMA, cohort_id, streams }))
+        Ok(Some(CohortDocument { format, schema: SCHEMA, cohort_id, streams, boards, dids }))
     }
 
     /// The cohort's signing sessions, whose streams have their own names.
@@ -155,6 +194,7 @@ impl State {
             changes.push(Change::Append { stream: stream.clone(), records });
             changes.extend(archived.map(|at| Change::Archive { stream, at }));
         }
+        changes.extend(self.standing_changes(document).await?);
         self.write_all(changes).await?;
         Ok(imported)
     }
@@ -194,6 +234,12 @@ impl CohortDocument {
                 self.schema
             ));
         }
+        let seats = self.streams.iter().filter_map(|stream| match StreamId::new(stream.name.as_str()).kind() {
+            StreamKind::Seat(did) => Some(did),
+            _ => None,
+        });
+        let seats: BTreeSet<Did> = seats.collect();
+        self.check_boards()?;
         let mut names = BTreeSet::new();
         for StreamDocument { name, records, .. } in &self.streams {
             let stream = StreamId::new(name.as_str());
@@ -203,6 +249,18 @@ impl CohortDocument {
                     |record| record.event::<ParticipantEvent>().map(drop)
                 }
                 StreamKind::Signing(_) => |record| record.event::<SessionEvent>().map(drop),
+                StreamKind::Standing(id) if id == self.cohort_id => {
+                    |record| record.event::<CohortEvent>().map(drop)
+                }
+                StreamKind::Number { cohort_id, .. } if cohort_id == self.cohort_id => {
+                    |record| record.event::<NumberEvent>().map(drop)
+                }
+                StreamKind::Seat(_) if standing::is_of(records, &self.cohort_id) => {
+                    |record| record.event::<SeatEvent>().map(drop)
+                }
+                StreamKind::Other if standing::is_watch(&stream, &self.cohort_id, &seats) => {
+                    |record| record.event::<Value>().map(drop)
+                }
                 // Its events are the host's, which checks them when it replays them.
                 StreamKind::Announcement(id) if id == self.cohort_id => |record| record.event::<Value>().map(drop),
                 _ => return Err(format!("stream {} is not the cohort's", stream.escaped())),

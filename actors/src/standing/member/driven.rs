@@ -240,6 +240,7 @@ impl Driven for SeatActor {
     }
 
     fn settled(&mut self, ctx: &mut Context<Self>) {
+        self.repeat_rows(ctx);
         let rows = self.engine.machine().roster().map_or(0, |roster| roster.row_count());
         compact(self, rows, Seat::saved, ctx);
     }

@@ -74,6 +74,8 @@ pub(crate) struct SeatActor {
     coins: Option<(Addr<CoinWatch>, Lease)>,
     /// Whether it waits for coins to be spent, after a restore from a backup.
     pub(super) waits_for_coins: bool,
+    /// How often rows were sent again, and whether a timer runs that does so.
+    pub(super) rows_again: (u32, bool),
     restarts: Restarts,
     pub(super) guard: EndGuard,
 }
@@ -112,6 +114,7 @@ impl SeatActor {
                 bytes: None,
                 coins: None,
                 waits_for_coins: false,
+                rows_again: (0, false),
                 restarts: Restarts::default(),
                 guard: EndGuard::leased(leased, gone),
             }
@@ -281,6 +284,7 @@ impl Supervised for SeatActor {
         self.signer = SeatSigner::new(Arc::clone(self.signer.key()));
         (self.rows, self.bytes, self.coins) = (None, None, None);
         (self.boards, self.history) = (BoardFetches::default(), HistoryRead::default());
+        self.rows_again = (0, false);
     }
 }
 

@@ -28,6 +28,11 @@ pub struct OwnEntry {
 }
 
 impl Seat {
+    /// Whether rows were sent that the service has not answered.
+    pub fn awaits_rows(&self) -> bool {
+        self.seated.as_ref().is_some_and(|seated| !seated.asked.is_empty())
+    }
+
     /// The nonce of the leaf that each index of this seat has in a number, if it has one there; none in a CAS cohort.
     pub fn own_nonces(&self, number: u64) -> Vec<(DidIndex, [u8; 32])> {
         if self.config.terms.beacon_type != StandingBeacon::Smt {

@@ -8,7 +8,9 @@ use std::{
 };
 
 use bitcoin::{Address, Amount, ScriptBuf, address::NetworkUnchecked};
-use btcr2_aggregation::protocol::{did::Did, key::SecretKey, network::Network, update::SignedUpdate};
+use btcr2_aggregation::protocol::{
+    cohort::standing::SeatSeed, did::Did, id::CohortId, key::SecretKey, network::Network, update::SignedUpdate,
+};
 use serde_json::{Value, json};
 
 use super::resolving::resolve_all;
@@ -93,6 +95,8 @@ pub struct World {
     pub proxy: Proxy,
     pub service: Service,
     pub seats: Vec<Seat>,
+    /// The keys of the seats in the cohort.
+    keys: Vec<Value>,
     pub dids: Vec<Controlled>,
     pub address: String,
     pub cohort_id: String,
@@ -135,6 +139,7 @@ impl World {
             hosts: 1,
             proxy,
             service,
+            keys: Vec::new(),
             dids: Vec::new(),
             address: String::new(),
             cohort_id: String::new(),
@@ -168,6 +173,23 @@ impl World {
             (text(&formed["beaconAddress"]).to_owned(), text(&formed["cohortId"]).to_owned());
         for seat in 0..self.seats.len() {
             self.event(seat, "rows-acknowledged");
+        }
+        let service = Did::parse(&self.service.did).unwrap();
+        let cohort_id = CohortId::parse(&self.cohort_id).unwrap();
+        let key = |seat: &Seat| {
+            let secret = SeatSeed::from_secret(&seat.key).seat_key(Network::Regtest, &service, &cohort_id).unwrap();
+            json!(secret.public_key())
+        };
+        self.keys = self.seats.iter().map(key).collect();
+    }
+
+    /// The seats that a busy machine has kept from a number, but for `away`, have fetched what it announces.
+    fn catch_up(&mut self, signed: &Value, away: Option<usize>) {
+        for absent in signed["absent"].as_array().unwrap() {
+            let seat = self.keys.iter().position(|key| key == absent).unwrap();
+            if away != Some(seat) {
+                self.program(seat).event_where("missed", |event| event["number"] == signed["number"]);
+            }
         }
     }
 
@@ -369,7 +391,9 @@ impl World {
     pub async fn announce(&mut self, away: Option<usize>) -> Vec<Value> {
         let mut all = Vec::new();
         while self.dids.iter().any(|controlled| controlled.version < controlled.prepared()) {
-            all.push(self.is_announced().await);
+            let signed = self.is_announced().await;
+            self.catch_up(&signed, away);
+            all.push(signed);
             self.resolve(away).await;
         }
         assert!(!all.is_empty());

@@ -4,5 +4,6 @@
 pub mod controller;
 pub mod history;
 pub mod operator;
+mod registered;
 pub mod resolver;
 pub mod sidecars;

@@ -8,10 +8,9 @@ use std::{
 
 use ::bitcoin::{FeeRate, TxOut};
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::resolver::Resolver;
+use super::{registered::Registered, resolver::Resolver};
 use crate::{
     actors::{
         policy::PolicyError,
@@ -33,10 +32,13 @@ use crate::{
         hash::DidIndex,
         id::CohortId,
         key::PublicKey,
-        update::{SignedUpdate, UpdateContext, refuse_expiring, verify_update},
+        update::{SignedUpdate, refuse_expiring},
     },
     resolve::Given,
 };
+
+/// How many registered DIDs are in memory at once.
+const MOST_KNOWN: usize = 100_000;
 
 /// Whom the operator gives seats.
 #[async_trait]
@@ -64,31 +66,6 @@ pub struct Fees {
     pub target: u16,
 }
 
-/// A registered DID: its document as the operator knows it, and the updates that were submitted here since.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Registered {
-    did: Did,
-    document: Value,
-    version: u64,
-    /// By version: of each the last one that was submitted.
-    updates: BTreeMap<u64, Value>,
-    /// The genesis document of an EXTERNAL DID.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    genesis: Option<Value>,
-    /// The Sidecar Data with which it was registered.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sidecar: Option<Value>,
-}
-
-impl Registered {
-    /// What a resolver needs of it, as far as it is known here.
-    fn sidecars(&self) -> Vec<Value> {
-        let genesis = self.genesis.as_ref().map(|genesis| json!({ "genesisDocument": genesis }));
-        let updates: Vec<&Value> = self.updates.values().collect();
-        genesis.into_iter().chain(self.sidecar.clone()).chain([json!({ "updates": updates })]).collect()
-    }
-}
-
 /// The operator of standing cohorts.
 pub struct StandingOperator {
     chain: Option<Arc<dyn Chain>>,
@@ -100,7 +77,7 @@ pub struct StandingOperator {
     admission: Option<Arc<dyn SeatAdmission>>,
     /// Where registered DIDs are stored, if anywhere.
     table: Option<Table>,
-    known: Mutex<BTreeMap<DidIndex, Registered>>,
+    known: Mutex<BTreeMap<DidIndex, Arc<Registered>>>,
     clock: crate::actors::runtime::Clock,
 }
 
@@ -142,19 +119,21 @@ impl StandingOperator {
         self
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<DidIndex, Registered>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DidIndex, Arc<Registered>>> {
         // Each change is one call.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn registered(&self, index: &DidIndex) -> Result<Option<Registered>, String> {
+    async fn registered(&self, index: &DidIndex) -> Result<Option<Arc<Registered>>, String> {
         if let Some(known) = self.lock().get(index) {
-            return Ok(Some(known.clone()));
+            return Ok(Some(Arc::clone(known)));
         }
         let Some(table) = &self.table else { return Ok(None) };
         let stored = table.get(*index.as_bytes()).await.map_err(|error| error.to_string())?;
         let stored = stored.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-        stored.map_err(|error| format!("what is stored of {index} cannot be read: {error}"))
+        let stored: Option<Registered> =
+            stored.map_err(|error| format!("what is stored of {index} cannot be read: {error}"))?;
+        Ok(stored.map(Arc::new))
     }
 
     async fn store(&self, index: DidIndex, registered: Registered) -> Result<(), String> {
@@ -162,7 +141,15 @@ impl StandingOperator {
             let bytes = serde_json::to_vec(&registered).map_err(|error| error.to_string())?;
             table.put(*index.as_bytes(), bytes).await.map_err(|error| error.to_string())?;
         }
-        self.lock().insert(index, registered);
+        let mut known = self.lock();
+        if known.len() >= MOST_KNOWN && !known.contains_key(&index) {
+            if self.table.is_none() {
+                return Err(format!("{MOST_KNOWN} DIDs are registered here, and no more fit"));
+            }
+            // Any other one: it is read again when it is needed.
+            known.pop_first();
+        }
+        known.insert(index, Arc::new(registered));
         Ok(())
     }
 
@@ -192,27 +179,13 @@ impl StandingOperator {
     /// Checks one update on the documents that are known of its DID.
     async fn check(&self, index: &DidIndex, update: &Value) -> Result<(), String> {
         let known = self.registered(index).await?;
-        let mut known = known.ok_or_else(|| format!("{index} was not registered here with its DID"))?;
+        let known = known.ok_or_else(|| format!("{index} was not registered here with its DID"))?;
         let signed = SignedUpdate::from_value(update.clone()).map_err(|error| error.to_string())?;
         refuse_expiring(&signed, self.clock.now()).map_err(|error| error.to_string())?;
-        let target = signed.target_version().ok_or("the update has no targetVersionId")?;
-        if target <= known.version {
-            return Err(format!("the update leads to version {target}, and the DID has version {}", known.version));
+        match known.after(&signed)? {
+            Some(changed) => self.store(*index, changed).await,
+            None => Ok(()),
         }
-        let (mut document, mut version) = (known.document.clone(), known.version);
-        while version + 1 < target {
-            let before = known.updates.get(&(version + 1));
-            let before =
-                before.ok_or_else(|| format!("the update to version {} is not known here", version + 1))?;
-            let before = SignedUpdate::from_value(before.clone()).map_err(|error| error.to_string())?;
-            let context = UpdateContext { did: &known.did, document: &document, version, block: None };
-            document = verify_update(&before, &context).map_err(|error| error.to_string())?;
-            version += 1;
-        }
-        let context = UpdateContext { did: &known.did, document: &document, version, block: None };
-        verify_update(&signed, &context).map_err(|error| error.to_string())?;
-        known.updates.insert(target, update.clone());
-        self.store(*index, known).await
     }
 
     /// Puts the announcement map of a number into the content stores.
@@ -256,7 +229,12 @@ impl StandingServicePolicy for StandingOperator {
         if !key.x_only().verify(digest, &proof.signature) {
             return Err(format!("{} has not signed the row", proof.verification_method));
         }
-        let registered = Registered { did, document, version, updates: BTreeMap::new(), genesis, sidecar };
+        let registered = match self.registered(&row.did_index).await? {
+            // Registered again, or sent again because the answer was lost: what it may have announced since is still to come.
+            Some(known) => known.resolved(document, version),
+            None => Registered::new(did, document, version),
+        };
+        let registered = registered.with_sidecar(genesis, sidecar);
         self.store(row.did_index, registered).await
     }
 
@@ -279,7 +257,7 @@ impl StandingServicePolicy for StandingOperator {
 
     async fn control_keys(&self, _: &CohortId, did: &Did) -> Result<Vec<PublicKey>, String> {
         let registered = self.registered(&did_index(did)).await?;
-        let known = registered.as_ref();
+        let known = registered.as_deref();
         let resolved = match &self.resolver {
             Some(resolver) => {
                 let mut given = Given::default();
@@ -291,7 +269,7 @@ impl StandingServicePolicy for StandingOperator {
             None => None,
         };
         // Without the data of all its announcements no resolver finds its current document: the client may ask for them to resolve it.
-        let document = resolved.or_else(|| known.map(|known| known.document.clone()));
+        let document = resolved.or_else(|| known.map(|known| known.settled().clone()));
         let document = match document {
             Some(document) => document,
             None => document::initial_document(did, None).map_err(|error| error.to_string())?,

@@ -70,6 +70,7 @@ mod sighup;
 mod silence;
 mod singleton_chain;
 mod singleton_cli;
+mod standing_crashes;
 mod standing_processes;
 mod state_cli;
 mod story;

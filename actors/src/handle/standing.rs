@@ -102,7 +102,7 @@ impl StandingCohort {
     /// Forms the cohort of the seats that were admitted so far, without waiting for more.
     ///
     /// # Errors
-    /// [`StandingError`]. Too few seats are reported in the service's log only: the decision takes a while.
+    /// [`StandingError::Refused`] with the reason when too few seats were admitted, or the cohort has formed; and the others.
     pub async fn finalize(&self) -> Result<(), StandingError> {
         self.done(StandingRequest::Finalize).await
     }

@@ -11,14 +11,16 @@ use actix::{
     Supervised, WrapFuture, dev::ContextFut,
 };
 use bitcoin::{OutPoint, ScriptBuf, Transaction, Txid};
-use btcr2_aggregation_protocol::{chain::Tip, cohort::standing::CoinRef, hash::SignalBytes};
+use btcr2_aggregation_protocol::{chain::Tip, cohort::standing::CoinRef, hash::SignalBytes, machine::Machine};
 use serde::{Deserialize, Serialize};
 
 use super::settings::ChainView;
 use crate::{
     chain::{Activity, ChainError, signal_of},
+    engine::Driven,
     journal::{Journal, JournalError, Record, StreamId},
     supervision::{End, EndGuard, InTree, Lease, RestartIntensity, Restarts, replay, start_leased},
+    transport::Receipt,
     tree::{self, Row},
 };
 
@@ -32,7 +34,7 @@ pub(crate) struct FinalSpend {
 }
 
 /// What a look has shown. It may repeat what an earlier one has shown.
-#[derive(Clone, Debug, Default, PartialEq, Eq, ActixMessage)]
+#[derive(Clone, Debug, Default, ActixMessage)]
 #[rtype(result = "()")]
 pub(crate) struct ChainNews {
     /// Final outputs that nothing has spent yet.
@@ -43,6 +45,32 @@ pub(crate) struct ChainNews {
     pub(crate) refused: Vec<(Txid, String)>,
     /// Submitted transactions that are in no block, with the number of blocks since they were submitted.
     pub(crate) waiting: Vec<(Txid, u32)>,
+    /// Confirmed when all of it is durable at its owner: only then is it not shown again after a restart.
+    pub(crate) receipt: Receipt,
+}
+
+impl ChainNews {
+    const fn is_empty(&self) -> bool {
+        self.coins.is_empty() && self.spends.is_empty() && self.refused.is_empty() && self.waiting.is_empty()
+    }
+}
+
+/// Feeds what follows from news; the receipt is confirmed when all of it is durable.
+pub(crate) fn feed_all<A: Driven>(
+    actor: &mut A,
+    inputs: impl Iterator<Item = <A::Machine as Machine>::Input>,
+    receipt: Receipt,
+    ctx: &mut Context<A>,
+) {
+    let mut inputs = inputs.peekable();
+    if inputs.peek().is_none() {
+        return receipt.confirm();
+    }
+    while let Some(input) = inputs.next() {
+        // Batches become durable in their order: the last one's receipt is that of all.
+        let of_input = if inputs.peek().is_some() { Receipt::default() } else { receipt.clone() };
+        actor.feed_received(input, of_input, ctx);
+    }
 }
 
 /// Submit these transactions, in this order, until they are final.
@@ -85,6 +113,12 @@ pub(crate) struct CoinWatch {
     to: Recipient<ChainNews>,
     /// The height below which everything was reported; none before the journal was read.
     since: Option<u32>,
+    /// The height that the journal has.
+    recorded: Option<u32>,
+    /// How much of the news is not durable at the owner.
+    unconfirmed: usize,
+    /// Whether the owner has lost some of it: only a new watch reads the blocks again.
+    has_lost: bool,
     /// The outputs that were seen, with their values: a spend names only the output.
     values: BTreeMap<OutPoint, u64>,
     reported: BTreeSet<OutPoint>,
@@ -123,6 +157,9 @@ impl CoinWatch {
             stream,
             to,
             since: None,
+            recorded: None,
+            unconfirmed: 0,
+            has_lost: false,
             values: BTreeMap::new(),
             reported: BTreeSet::new(),
             spent: BTreeSet::new(),
@@ -195,21 +232,18 @@ impl CoinWatch {
         let heads = heads(&self.submissions, &seen.mined);
         news.waiting = overdue(&mut self.waiting, &heads, seen.tip.block.height, self.view.patience);
         // Everything below it is final, and reported.
-        let since = seen.tip.block.height.saturating_sub(self.view.min_confirmations.max(1) - 1);
-        if self.since != Some(since) {
-            self.since = Some(since);
-            let record = Record::new(LookedUpTo { height: since });
-            let replaced = self.journal.replace(&self.stream, vec![record]);
-            ctx.spawn(
-                async move {
-                    if let Err(error) = replaced.await {
-                        tracing::error!(%error, "how far the chain was read cannot be stored");
-                    }
-                }
-                .into_actor(self),
-            );
-        }
-        if news != ChainNews::default() {
+        self.since = Some(seen.tip.block.height.saturating_sub(self.view.min_confirmations.max(1) - 1));
+        if news.is_empty() {
+            self.record(ctx);
+        } else {
+            let (receipt, confirmed) = Receipt::new();
+            news.receipt = receipt;
+            self.unconfirmed += 1;
+            ctx.spawn(confirmed.into_actor(self).map(|confirmed, actor, ctx| {
+                actor.unconfirmed -= 1;
+                actor.has_lost |= confirmed.is_err();
+                actor.record(ctx);
+            }));
             // It waits for space: the next look does not.
             let sent = self.to.send(news);
             ctx.wait(
@@ -220,6 +254,26 @@ impl CoinWatch {
                 .into_actor(self),
             );
         }
+    }
+}
+
+impl CoinWatch {
+    /// Stores how far the chain was read, once everything below that is durable at the owner.
+    fn record(&mut self, ctx: &mut Context<Self>) {
+        let Some(height) = self.since.filter(|since| self.recorded != Some(*since)) else { return };
+        if self.unconfirmed > 0 || self.has_lost {
+            return;
+        }
+        self.recorded = Some(height);
+        let replaced = self.journal.replace(&self.stream, vec![Record::new(LookedUpTo { height })]);
+        ctx.spawn(
+            async move {
+                if let Err(error) = replaced.await {
+                    tracing::error!(%error, "how far the chain was read cannot be stored");
+                }
+            }
+            .into_actor(self),
+        );
     }
 }
 
@@ -349,7 +403,12 @@ impl Actor for CoinWatch {
 
 impl Supervised for CoinWatch {
     fn restarting(&mut self, ctx: &mut Self::Context) {
-        self.is_looking = false;
+        // It begins again where its journal ends: what waited for receipts has ended with the panic.
+        (self.is_looking, self.has_lost, self.unconfirmed) = (false, false, 0);
+        (self.since, self.recorded) = (None, None);
+        self.values.clear();
+        self.reported.clear();
+        self.spent.clear();
         let now = crate::runtime::Clock::system().now();
         match self.restarts.pause(now, self.intensity, &mut self.guard) {
             Some(pause) => {

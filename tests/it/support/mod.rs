@@ -185,6 +185,16 @@ impl Program {
         }
     }
 
+    /// Reads the lines that are there. The last one of a process that was killed may not be whole.
+    pub fn read(&mut self) {
+        while let Ok(line) = self.lines.try_recv() {
+            if let Ok(line) = serde_json::from_str(&line) {
+                events::check(&line);
+                self.seen.push(line);
+            }
+        }
+    }
+
     /// The first event of that name, read already or still to come.
     pub fn event(&mut self, name: &str) -> Value {
         self.event_where(name, |_| true)
@@ -264,6 +274,11 @@ impl Program {
     /// Its resource usage; `None` where the system does not report it in this way.
     pub fn usage(&self) -> Option<process::Usage> {
         process::usage(self.child.id())
+    }
+
+    /// The id of its process, until its end was waited for.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends SIGKILL; the process is gone when this returns.

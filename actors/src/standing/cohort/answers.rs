@@ -18,6 +18,7 @@ use btcr2_aggregation_protocol::{
 
 use super::{SeatMessage, StandingCohortActor, number::NumberMessage};
 use crate::{
+    backoff::Backoff,
     engine::Driven,
     standing::{
         boards::is_of,
@@ -27,16 +28,19 @@ use crate::{
     transport::Outbound,
 };
 
-/// How often the advert of a cohort that has not formed is repeated: a peer that connects later would not receive it on every transport.
-const ADVERT: Duration = Duration::from_secs(60);
+/// When the advert of a cohort that has not formed is repeated: a peer that connects later would not receive it on every transport, and one may
+/// be lost.
+const ADVERT: Backoff = Backoff { first: Duration::from_secs(5), longest: Duration::from_secs(60) };
 
 impl StandingCohortActor {
-    pub(super) fn repeat_advert(&self, ctx: &mut Context<Self>) {
-        ctx.run_interval(ADVERT, |actor, ctx| {
+    /// Repeats the advert for the `count`th time, after its pause.
+    pub(super) fn repeat_advert(&self, count: u32, ctx: &mut Context<Self>) {
+        ctx.run_later(ADVERT.delay(count), move |actor, ctx| {
             let machine = actor.engine.machine();
             if machine.output().is_none() {
                 let advert = CohortEffect::Broadcast(machine.advert());
                 actor.perform(advert, ctx);
+                actor.repeat_advert(count.saturating_add(1), ctx);
             }
         });
     }
@@ -161,10 +165,12 @@ impl Handler<SeatMessage> for StandingCohortActor {
                 self.reject(&Reject::new(RejectCode::NotAMember, &from, "no seat of this cohort"));
             }
             message => {
-                let control = self.engine.machine().check_control(&from, message);
+                let machine = self.engine.machine();
+                let mut owed = machine.answers_again(&from, message);
+                owed.extend(machine.check_control(&from, message));
                 let input = CohortInput::Message { from, message: message.clone() };
                 self.feed_received(input, receipt, ctx);
-                if let Some(effect) = control {
+                for effect in owed {
                     self.perform(effect, ctx);
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use actix::{ActorContext, AsyncContext, Context, WrapFuture};
+use actix::{ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
 use bitcoin::OutPoint;
 use btcr2_aggregation_protocol::{
     cohort::standing::{
@@ -12,6 +12,7 @@ use btcr2_aggregation_protocol::{
         number::NumberEnd,
     },
     error::{Reject, RejectCode},
+    hash::sha256,
     message::Body,
 };
 
@@ -22,6 +23,15 @@ use crate::{
     standing::{compact, history::Fate, notice::StandingNotice},
     transport::{Outbound, send_in_turn},
 };
+
+/// How many messages with rows of one seat are checked at once: a check may read the chain for each row.
+const MOST_CHECKS: usize = 16;
+
+/// What distinguishes rows from others.
+fn hash_of(rows: &[AskedRow]) -> [u8; 32] {
+    let each = rows.iter().flat_map(|row| [&row.did_index.as_bytes()[..], &row.signature.to_bytes()].concat());
+    sha256(&each.collect::<Vec<u8>>())
+}
 
 impl StandingCohortActor {
     /// Reports that a transaction has waited for so many blocks, and how it can be bumped: at the end of the chain, whose fees count for all.
@@ -183,6 +193,12 @@ impl Driven for StandingCohortActor {
                 let Some(context) = self.engine.machine().roster().map(|roster| roster.context().clone()) else {
                     return;
                 };
+                let check = (from.clone(), hash_of(&rows));
+                let of_seat = self.checks.iter().filter(|(of, _)| *of == from).count();
+                if of_seat >= MOST_CHECKS || !self.checks.insert(check.clone()) {
+                    // Being checked, or more than one seat may have checked at once: it sends them again.
+                    return;
+                }
                 let question = async move {
                     let mut checked: Vec<(AskedRow, Option<String>)> = Vec::with_capacity(rows.len());
                     for row in rows {
@@ -190,9 +206,12 @@ impl Driven for StandingCohortActor {
                         let problem = policy.check_control(&cohort_id, &row, &digest).await.err();
                         checked.push((row, problem));
                     }
-                    Some(CohortInput::ControlChecked { from, rows: checked })
+                    CohortInput::ControlChecked { from, rows: checked }
                 };
-                self.ask(question, ctx);
+                ctx.spawn(question.into_actor(self).map(move |input, actor, ctx| {
+                    actor.checks.remove(&check);
+                    actor.feed(input, ctx);
+                }));
             }
             CohortEffect::SignOpportunity(opportunity) => {
                 let Some(context) = self.engine.machine().roster().map(|roster| roster.context().clone()) else {

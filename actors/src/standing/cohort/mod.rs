@@ -7,7 +7,7 @@ mod driven;
 mod number;
 mod record;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage,
@@ -37,7 +37,7 @@ use self::{
 use super::{
     ChainView,
     boards::BoardStore,
-    coins::{ChainNews, CoinWatch, LookNow, Submit, WatchGone},
+    coins::{ChainNews, CoinWatch, LookNow, Submit, WatchGone, feed_all},
     history::HistoryStore,
     notice::StandingNotice,
     policy::StandingServicePolicy,
@@ -188,6 +188,8 @@ pub(crate) struct StandingCohortActor {
     number: Option<RunningNumber>,
     applicants: Applicants,
     coins: Option<(Addr<CoinWatch>, Lease)>,
+    /// The rows whose control the host is checking, by seat.
+    checks: BTreeSet<(Did, [u8; 32])>,
     /// The rejection of the host's last request.
     refused: Option<Reject>,
     is_host: bool,
@@ -220,6 +222,7 @@ impl StandingCohortActor {
                 number: None,
                 applicants: Applicants::default(),
                 coins: None,
+                checks: BTreeSet::new(),
                 refused: None,
                 is_host: false,
                 restarts: Restarts::default(),
@@ -314,7 +317,7 @@ impl Actor for StandingCohortActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.repeat_advert(ctx);
+        self.repeat_advert(1, ctx);
         match self.mode {
             StartMode::Fresh => self.feed(CohortInput::Advertise, ctx),
             StartMode::Resumed(_) => self.go_on(ctx),
@@ -327,6 +330,7 @@ impl Supervised for StandingCohortActor {
     fn restarting(&mut self, _: &mut Self::Context) {
         self.mode = StartMode::AfterPanic;
         (self.number, self.coins) = (None, None);
+        self.checks.clear();
     }
 }
 
@@ -403,12 +407,15 @@ impl Handler<StandingRequest> for StandingCohortActor {
 
     fn handle(&mut self, request: StandingRequest, ctx: &mut Self::Context) -> Self::Result {
         MessageResult(StandingAnswer::Done(match request {
-            StandingRequest::Finalize => self.feed_own(CohortInput::Finalize, ctx),
-            // Asked first: a machine that is busy decides later, and its rejection would not reach the host.
-            StandingRequest::OpenNow(kind) => match self.engine.machine().may_open(self.shared.clock.now(), kind) {
-                Ok(()) => self.feed_own(CohortInput::OpenNow { kind }, ctx),
-                Err(reject) => Err(reject),
-            },
+            // Whether they can be done is known at once; the decision itself may run on another thread.
+            StandingRequest::Finalize => {
+                self.engine.machine().may_form().and_then(|()| self.feed_own(CohortInput::Finalize, ctx))
+            }
+            StandingRequest::OpenNow(kind) => {
+                let now = self.shared.clock.now();
+                let allowed = self.engine.machine().may_open(now, kind);
+                allowed.and_then(|()| self.feed_own(CohortInput::OpenNow { kind }, ctx))
+            }
             StandingRequest::News(news) => {
                 self.feed(*news, ctx);
                 Ok(())
@@ -438,12 +445,9 @@ impl Handler<ChainNews> for StandingCohortActor {
         for (txid, blocks) in news.waiting {
             self.report_waiting(txid, blocks);
         }
-        for spend in news.spends {
-            self.feed(CohortInput::Spent { coin: spend.coin, by: spend.by }, ctx);
-        }
-        for coin in news.coins {
-            self.feed(CohortInput::CoinFound(coin), ctx);
-        }
+        let spends = news.spends.into_iter().map(|spend| CohortInput::Spent { coin: spend.coin, by: spend.by });
+        let coins = news.coins.into_iter().map(CohortInput::CoinFound);
+        feed_all(self, spends.chain(coins), news.receipt, ctx);
     }
 }
 

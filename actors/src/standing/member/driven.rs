@@ -1,8 +1,8 @@
 //! The consequences of a seat's events.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use actix::{ActorContext, Context};
+use actix::{ActorContext, AsyncContext, Context};
 use bitcoin::OutPoint;
 use btcr2_aggregation_protocol::{
     cohort::standing::{
@@ -10,13 +10,13 @@ use btcr2_aggregation_protocol::{
         seat::{Seat, SeatEffect, SeatEvent, SeatInput},
     },
     error::{Reject, RejectCode},
+    hash::sha256,
+    machine::Machine,
 };
 
-use super::{
-    fetch::{RowsFetch, Wanted},
-    seat::SeatActor,
-};
+use super::{fetch::Wanted, seat::SeatActor};
 use crate::{
+    backoff::Backoff,
     chain::signal_of,
     engine::{Driven, Engine},
     journal::JournalError,
@@ -26,6 +26,9 @@ use crate::{
         policy::{BoardToSign, UpdatesAsked},
     },
 };
+
+/// When a message is repeated that the service has not answered.
+const RETRY: Backoff = Backoff { first: Duration::from_secs(5), longest: Duration::from_secs(600) };
 
 impl SeatActor {
     /// The bytes of a board were fed: if the machine has verified them, the host is asked.
@@ -41,6 +44,36 @@ impl SeatActor {
             self.bytes = None;
             self.perform(ask, ctx);
         }
+    }
+
+    /// Sends again what the service may have lost.
+    pub(super) fn send_again(&mut self, ctx: &mut Context<Self>) {
+        let again = self.engine.machine().resume().into_iter().filter(|effect| {
+            matches!(effect, SeatEffect::Send(_) | SeatEffect::FetchBoard { .. } | SeatEffect::FetchRows { .. })
+        });
+        for effect in again.collect::<Vec<_>>() {
+            self.perform(effect, ctx);
+        }
+    }
+
+    /// Sends again what the service has not answered, with growing pauses, until it has.
+    pub(super) fn arm_retry(&mut self, ctx: &mut Context<Self>) {
+        if self.has_timer || !self.engine.machine().awaits_answer() {
+            return;
+        }
+        self.has_timer = true;
+        // Seats that have lost their service at the same time do not all come back in the same moment.
+        let jitter = sha256(self.identity.did().as_str().as_bytes());
+        let jitter = u32::from_be_bytes([jitter[0], jitter[1], jitter[2], jitter[3]]);
+        let pause = RETRY.jittered(self.tries.saturating_add(1), jitter);
+        ctx.run_later(pause, |actor, ctx| {
+            actor.has_timer = false;
+            if actor.engine.machine().awaits_answer() {
+                actor.tries = actor.tries.saturating_add(1);
+                actor.send_again(ctx);
+            }
+            actor.arm_retry(ctx);
+        });
     }
 }
 
@@ -71,6 +104,7 @@ impl Driven for SeatActor {
     }
 
     fn observe(&mut self, event: &SeatEvent, _: &[SeatEffect], ctx: &mut Context<Self>) {
+        self.tries = 0;
         let config = Arc::clone(self.engine.machine().config());
         let (seat, cohort_id) = (self.identity.did().clone(), config.cohort_id.clone());
         let notice = match event {
@@ -158,13 +192,16 @@ impl Driven for SeatActor {
                 self.feed(SeatInput::ResponseSigned(response), ctx);
             }
             SeatEffect::FetchRows { from } => {
-                self.rows = Some(RowsFetch::new(from));
-                self.ask_rows(from);
+                self.fetch_rows(from);
             }
             SeatEffect::FetchBoard { number, hash } => {
-                self.fetch_board(Wanted::Number(number), hash, ctx);
+                // The host has it, and decides; or it is on its way.
+                if self.asked != Some(number) && !self.boards.is_signing(&hash) {
+                    self.fetch_board(Wanted::Number(number), hash, ctx);
+                }
             }
             SeatEffect::AskSigning { number, board, transaction, mode } => {
+                self.asked = Some(number);
                 let Some(view) = self.view() else { return };
                 let entries = self.engine.machine().own_entries(number);
                 let stored = self.settings.boards.put(&cohort_id, number, board.hash(), Arc::clone(board.bytes()));
@@ -240,7 +277,7 @@ impl Driven for SeatActor {
     }
 
     fn settled(&mut self, ctx: &mut Context<Self>) {
-        self.repeat_rows(ctx);
+        self.arm_retry(ctx);
         let rows = self.engine.machine().roster().map_or(0, |roster| roster.row_count());
         compact(self, rows, Seat::saved, ctx);
     }

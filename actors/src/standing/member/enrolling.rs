@@ -1,6 +1,6 @@
 //! From the request for a seat to the registration of its DIDs.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use btcr2_aggregation_protocol::{
@@ -8,22 +8,17 @@ use btcr2_aggregation_protocol::{
     cohort::standing::{
         Registration, Row,
         message::{Applicant, AskedRow, SeatOptIn},
-        seat::{SeatEffect, SeatInput},
+        seat::SeatInput,
     },
-    hash::{DidIndex, sha256},
+    hash::DidIndex,
     key::Signature,
-    machine::Machine,
 };
 
 use super::seat::SeatActor;
 use crate::{
-    backoff::Backoff,
     engine::Driven,
     standing::{notice::SeatNotice, policy::RowWanted},
 };
-
-/// The pauses before rows are sent again; a service that verifies proofs of control needs a while.
-const ROWS_AGAIN: Backoff = Backoff { first: Duration::from_secs(15), longest: Duration::from_secs(600) };
 
 impl SeatActor {
     /// Asks for the seat, with what its host has to show.
@@ -115,29 +110,5 @@ impl SeatActor {
                 actor.feed(SeatInput::RowsAsked(asked), ctx);
             }
         }));
-    }
-
-    /// Sends rows again until the service has answered, with growing pauses: a message is lost when an actor of the service panics over it.
-    pub(super) fn repeat_rows(&mut self, ctx: &mut Context<Self>) {
-        if !self.engine.machine().awaits_rows() {
-            self.rows_again.0 = 0;
-            return;
-        }
-        if std::mem::replace(&mut self.rows_again.1, true) {
-            return;
-        }
-        // Seats whose service has failed at the same time do not all come back in the same moment.
-        let jitter = sha256(self.identity.did().as_str().as_bytes());
-        let jitter = u32::from_be_bytes([jitter[0], jitter[1], jitter[2], jitter[3]]);
-        let pause = ROWS_AGAIN.jittered(self.rows_again.0.saturating_add(1), jitter);
-        ctx.run_later(pause, |actor, ctx| {
-            actor.rows_again = (actor.rows_again.0.saturating_add(1), false);
-            if actor.engine.machine().awaits_rows() {
-                let sends = actor.engine.machine().resume().into_iter();
-                let sends: Vec<_> = sends.filter(|effect| matches!(effect, SeatEffect::Send(_))).collect();
-                sends.into_iter().for_each(|send| actor.perform(send, ctx));
-            }
-            actor.repeat_rows(ctx);
-        });
     }
 }

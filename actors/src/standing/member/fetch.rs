@@ -85,6 +85,11 @@ impl BoardFetches {
         [&mut self.signing, &mut self.missed].into_iter().find(is)
     }
 
+    /// Whether this board is fetched to be signed.
+    pub(super) fn is_signing(&self, hash: &DocumentHash) -> bool {
+        self.signing.as_ref().is_some_and(|fetch| fetch.hash == *hash)
+    }
+
     fn is_missing(&self, past: &PastAnnouncement) -> bool {
         let is = |fetch: &BoardFetch| fetch.wanted == Wanted::Missed(*past);
         self.queue.contains(past) || self.missed.as_ref().is_some_and(is)
@@ -300,6 +305,13 @@ impl SeatActor {
                 }
             }
         }
+    }
+
+    /// Fetches rows from this place on; repeats the last request if they are being fetched already.
+    pub(super) fn fetch_rows(&mut self, from: u64) {
+        let fetch = self.rows.take().filter(|fetch| fetch.from == from).unwrap_or_else(|| RowsFetch::new(from));
+        self.ask_rows(fetch.next());
+        self.rows = Some(fetch);
     }
 
     pub(super) fn ask_rows(&self, after: u64) {

@@ -31,12 +31,12 @@ use crate::{
     journal::StreamId,
     span,
     standing::{
-        coins::{ChainNews, CoinWatch, LookNow, WatchGone},
+        coins::{ChainNews, CoinWatch, FinalSpend, LookNow, WatchGone, feed_all},
         notice::SeatNotice,
         policy::SeatView,
     },
     supervision::{End, EndGuard, InTree, Lease, Leased, RestartIntensity, Restarts, replay, start_leased},
-    transport::{Delivery, Inbox, Outbound, Receipt, Received, link::Link, send_in_turn, undecodable},
+    transport::{Delivery, Inbox, Outbound, Received, link::Link, send_in_turn, undecodable},
     tree::{self, Row},
 };
 
@@ -71,11 +71,14 @@ pub(crate) struct SeatActor {
     pub(super) rows: Option<RowsFetch>,
     /// The last board that was fed to the machine, until the host is asked about it.
     pub(super) bytes: Option<(u64, Arc<Vec<u8>>)>,
+    /// The number whose board the host was asked about.
+    pub(super) asked: Option<u64>,
+    /// How often the same was sent again without an answer, and whether that is due to happen again.
+    pub(super) tries: u32,
+    pub(super) has_timer: bool,
     coins: Option<(Addr<CoinWatch>, Lease)>,
     /// Whether it waits for coins to be spent, after a restore from a backup.
     pub(super) waits_for_coins: bool,
-    /// How often rows were sent again, and whether a timer runs that does so.
-    pub(super) rows_again: (u32, bool),
     restarts: Restarts,
     pub(super) guard: EndGuard,
 }
@@ -112,9 +115,11 @@ impl SeatActor {
                 serving: Serving::default(),
                 rows: None,
                 bytes: None,
+                asked: None,
+                tries: 0,
+                has_timer: false,
                 coins: None,
                 waits_for_coins: false,
-                rows_again: (0, false),
                 restarts: Restarts::default(),
                 guard: EndGuard::leased(leased, gone),
             }
@@ -239,11 +244,7 @@ impl SeatActor {
                 return self.on_history(given, ctx);
             }
             StandingMessage::StandingAdvert(_) => return receipt.confirm(),
-            StandingMessage::ConfirmationRequest(request) => {
-                self.engine.machine().answer_again(request).into_iter().collect()
-            }
-            StandingMessage::OpportunityOpened(opened) => self.engine.machine().returns(&opened.opportunity),
-            _ => Vec::new(),
+            message => self.engine.machine().again(message),
         };
         for effect in again {
             self.perform(effect, ctx);
@@ -251,14 +252,9 @@ impl SeatActor {
         self.feed_received(SeatInput::Message(standing), receipt, ctx);
     }
 
-    /// Sends again what the service may have lost.
-    fn send_again(&mut self, ctx: &mut Context<Self>) {
-        let again = self.engine.machine().resume().into_iter().filter(|effect| {
-            matches!(effect, SeatEffect::Send(_) | SeatEffect::FetchBoard { .. } | SeatEffect::FetchRows { .. })
-        });
-        for effect in again.collect::<Vec<_>>() {
-            self.perform(effect, ctx);
-        }
+    /// The connection is there again, and may have lost messages.
+    fn reconnected(&mut self, ctx: &mut Context<Self>) {
+        self.send_again(ctx);
         self.claim(ctx);
         self.read_history(ctx);
     }
@@ -282,9 +278,9 @@ impl Supervised for SeatActor {
         self.mode = StartMode::AfterPanic;
         // Replaced at once: whatever the journal contains, secret nonces do not survive the panic.
         self.signer = SeatSigner::new(Arc::clone(self.signer.key()));
-        (self.rows, self.bytes, self.coins) = (None, None, None);
+        (self.rows, self.bytes, self.coins, self.asked) = (None, None, None, None);
         (self.boards, self.history) = (BoardFetches::default(), HistoryRead::default());
-        self.rows_again = (0, false);
+        (self.tries, self.has_timer) = (0, false);
     }
 }
 
@@ -373,7 +369,7 @@ impl Handler<Delivery> for SeatActor {
                     self.reject(&reject);
                 }
             }
-            Delivery::Interrupted { .. } | Delivery::Missed { .. } => self.send_again(ctx),
+            Delivery::Interrupted { .. } | Delivery::Missed { .. } => self.reconnected(ctx),
             // The machine sends again what its service still needs.
             Delivery::Own(_)
             | Delivery::Unverified { .. }
@@ -414,10 +410,8 @@ impl Handler<ChainNews> for SeatActor {
     type Result = ();
 
     fn handle(&mut self, news: ChainNews, ctx: &mut Self::Context) {
-        for spend in news.spends {
-            let (coin, by, signal) = (spend.coin, spend.by, spend.signal);
-            self.feed_received(SeatInput::Spent { coin, by, signal }, Receipt::default(), ctx);
-        }
+        let spent = |FinalSpend { coin, by, signal }| SeatInput::Spent { coin, by, signal };
+        feed_all(self, news.spends.into_iter().map(spent), news.receipt, ctx);
     }
 }
 

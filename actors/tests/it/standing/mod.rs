@@ -3,8 +3,15 @@
 mod admission;
 mod boards;
 mod carriers;
+mod chain;
 mod cohorts;
+mod crashes;
+mod filter;
 mod history;
+mod holder;
+mod hostile;
+mod mortal;
 mod peers;
 mod restarts;
+mod scene;
 mod world;

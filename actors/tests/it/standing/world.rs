@@ -210,6 +210,15 @@ impl Seat {
         }
     }
 
+    /// It is connected by this transport from its next start on.
+    pub(super) fn over(&mut self, transport: Arc<dyn Transport>) {
+        self.settings.transport = transport;
+    }
+
+    pub(super) fn journal(&self) -> &dyn Journal {
+        &*self.settings.journal
+    }
+
     pub(super) async fn did(&self) -> Did {
         self.member.as_ref().unwrap().seats().await[0].seat.clone()
     }

@@ -6,6 +6,7 @@ pub mod cohort;
 mod cohort_states;
 mod hostile;
 mod hostile_cohorts;
+mod hostile_never;
 mod lifecycle;
 mod messages;
 mod number_states;

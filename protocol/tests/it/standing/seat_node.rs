@@ -170,13 +170,7 @@ impl SeatNode {
         rng: &mut ChaCha20Rng,
     ) -> Result<Vec<StandingMessage>, Reject> {
         let mut outgoing = Vec::new();
-        let again = match message {
-            StandingMessage::ConfirmationRequest(request) => {
-                self.machine.answer_again(request).into_iter().collect()
-            }
-            StandingMessage::OpportunityOpened(opened) => self.machine.returns(&opened.opportunity),
-            _ => Vec::new(),
-        };
+        let again = self.machine.again(message);
         outgoing.extend(self.perform(now, again, service, rng));
         match self.feed(now, &SeatInput::Message(message.clone()), service, rng) {
             Ok(more) => outgoing.extend(more),

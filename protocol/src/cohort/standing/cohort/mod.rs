@@ -24,7 +24,7 @@ pub use self::{
 use super::{
     context::CohortContext,
     message::{
-        EndKind, MAX_PEERS, NumberEndedNotice, OpportunityOpened, RowAnswer, RowsAnswered, SeatAccept, SeatRefused,
+        EndKind, MAX_PEERS, NumberEndedNotice, OpportunityOpened, RowAnswer, RowsAnswered, SeatRefused,
         StandingAdvert, StandingMessage, StandingReady,
     },
     number::{NumberEnd, NumberTask},
@@ -212,16 +212,15 @@ impl StandingCohort {
         match message {
             StandingMessage::SeatOptIn(opt_in) => self.on_opt_in(now, from, opt_in),
             StandingMessage::RegisterRows(asked) => {
-                self.seat(from)?;
+                let (running, seat) = self.seat(from)?;
                 if asked.rows.is_empty() || asked.rows.len() > super::message::MAX_PART_ENTRIES {
                     return Err(Reject::new(RejectCode::Malformed, from, "1 to 256 rows expected"));
                 }
-                if self.config.terms.registration == Registration::Proven {
-                    // See `check_control`.
-                    return Ok(Vec::new());
-                }
-                let rows: Vec<_> = asked.rows.iter().map(|row| (row.clone(), None)).collect();
-                self.settle(now, from, &rows)
+                // See `check_control` for those that have to be proven first.
+                let proven = self.config.terms.registration == Registration::Proven;
+                let rows = asked.rows.iter().filter(|row| !proven || running.has_row(seat, row));
+                let rows: Vec<_> = rows.map(|row| (row.clone(), None)).collect();
+                if rows.is_empty() { Ok(Vec::new()) } else { self.settle(now, from, &rows) }
             }
             StandingMessage::RowsReturned(returned) => self.on_rows_returned(now, from, returned),
             StandingMessage::Pending(_) => {
@@ -357,10 +356,7 @@ impl Machine for StandingCohort {
                 let refused = SeatRefused { cohort_id: self.config.cohort_id.clone(), reason: reason.clone() };
                 vec![CohortEffect::Send { to: did.clone(), message: refused.into() }]
             }
-            CohortEvent::SeatAdmitted { did, .. } => {
-                let accept = SeatAccept { cohort_id: self.config.cohort_id.clone() };
-                vec![CohortEffect::Send { to: did.clone(), message: accept.into() }]
-            }
+            CohortEvent::SeatAdmitted { did, .. } => vec![self.accept(did)],
             CohortEvent::Formed { output, .. } => self.to_all(&self.ready(output)),
             CohortEvent::RowsSettled { from, registered, known, refused, .. } => {
                 let registered = registered.iter().map(|row| (row.did_index, row.serial));
@@ -412,6 +408,9 @@ impl Machine for StandingCohort {
             }
             Phase::Running(running) => {
                 let mut effects = self.to_all(&self.ready(&running.output));
+                // The seats may not know the last end: they store its board, or have nothing more to wait for.
+                let end = running.ended.as_ref().map(|(number, end)| self.to_all(&self.end_notice(*number, end)));
+                effects.extend(end.into_iter().flatten());
                 let unconfirmed = running.coins.unconfirmed();
                 if !unconfirmed.is_empty() {
                     effects.push(CohortEffect::Announce(unconfirmed));

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use super::{Candidate, CohortEffect, CohortEvent, Credentials, Decided, Phase, Running, StandingCohort};
 use crate::{
     cohort::standing::{
-        message::{Applicant, AskedRow, MAX_PART_ROWS, RowsReturned, SeatOptIn, StandingMessage},
+        message::{
+            Applicant, AskedRow, MAX_PART_ENTRIES, MAX_PART_ROWS, RowsReturned, SeatAccept, SeatOptIn,
+            StandingMessage,
+        },
         output_of,
         roster::Row,
         terms::Registration,
@@ -101,6 +104,46 @@ impl StandingCohort {
         Ok(events)
     }
 
+    /// Whether the cohort can be formed of the seats that were admitted so far.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_form(&self) -> Result<(), Reject> {
+        let refuse = |detail: String| Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
+        let Phase::Enrolling { candidates } = &self.phase else {
+            return refuse("the cohort has formed already".to_owned());
+        };
+        let admitted = candidates.values().filter(|candidate| candidate.admitted).count();
+        let needed = self.config.terms.min_participants;
+        if admitted < usize::from(needed) {
+            return refuse(format!("{admitted} seats are admitted, and the terms ask for at least {needed}"));
+        }
+        Ok(())
+    }
+
+    /// What a message is answered with that repeats an earlier one, because the first answer may be lost: with the promise of a seat, or
+    /// with the cohort's keys.
+    pub fn answers_again(&self, from: &Did, message: &StandingMessage) -> Vec<CohortEffect> {
+        let StandingMessage::SeatOptIn(opt_in) = message else { return Vec::new() };
+        match &self.phase {
+            Phase::Enrolling { candidates } => {
+                let known = candidates.get(from);
+                let known = known.filter(|known| known.admitted && known.seat == opt_in.participant_pk);
+                known.map(|_| self.accept(from)).into_iter().collect()
+            }
+            Phase::Running(running) => {
+                let is_seat = running.seats.get(&opt_in.participant_pk) == Some(from);
+                let ready = is_seat.then(|| self.ready(&running.output));
+                ready.map(|message| CohortEffect::Send { to: from.clone(), message }).into_iter().collect()
+            }
+        }
+    }
+
+    pub(super) fn accept(&self, did: &Did) -> CohortEffect {
+        let accept = SeatAccept { cohort_id: self.config.cohort_id.clone() };
+        CohortEffect::Send { to: did.clone(), message: accept.into() }
+    }
+
     pub(super) fn form(
         &self,
         now: Timestamp,
@@ -109,8 +152,8 @@ impl StandingCohort {
     ) -> Result<CohortEvent, Reject> {
         let admitted = candidates.iter().filter(|(did, candidate)| candidate.admitted || Some(*did) == and);
         let keys: Vec<PublicKey> = admitted.map(|(_, candidate)| candidate.seat).collect();
-        if keys.len() < usize::from(self.config.terms.min_participants) {
-            return Err(Reject::out_of_phase("forming", "too few seats"));
+        if and.is_none() {
+            self.may_form()?;
         }
         let output = output_of(&self.config.terms, &keys, &*self.config.aggregator).map_err(|error| Reject {
             code: RejectCode::InvalidKey,
@@ -125,9 +168,13 @@ impl StandingCohort {
         let (running, seat) = self.seat(from)?;
         let mut roster = (*running.roster).clone();
         let (mut registered, mut known, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        // Every seat verifies every row: one that registers and releases without end must not make the others work for it.
+        let most =
+            usize::try_from(self.config.terms.max_dids_per_participant).unwrap_or(usize::MAX).saturating_mul(2);
+        let of_seat = running.log[running.sent..].iter().filter(|row| row.seat == seat).count();
         for (asked, problem) in rows {
-            let AskedRow { did_index, action, serial, signature, .. } = asked;
-            let row = Row { seat, did_index: *did_index, action: *action, serial: *serial, signature: *signature };
+            let AskedRow { did_index, serial, .. } = asked;
+            let row = row_of(seat, asked);
             // Sent again because the answer was lost.
             if roster.row(did_index) == Some(&row) {
                 known.push((*did_index, *serial));
@@ -139,6 +186,9 @@ impl StandingCohort {
                 // A release and a registration: more of one index between two numbers only make every seat verify them.
                 None if since.filter(|row| row.did_index == *did_index).count() >= 2 => {
                     Some("the index has changed twice since the last number".to_owned())
+                }
+                None if of_seat + registered.len() >= most => {
+                    Some(format!("the seat has changed {most} indexes since the last number"))
                 }
                 None => roster.follow([&row]).err().map(|problem| problem.to_string()),
             };
@@ -177,7 +227,23 @@ impl StandingCohort {
     /// The check that proven registration needs of a message with rows.
     pub fn check_control(&self, from: &Did, message: &StandingMessage) -> Option<CohortEffect> {
         let StandingMessage::RegisterRows(asked) = message else { return None };
-        let proven = self.config.terms.registration == Registration::Proven && self.seat(from).is_ok();
-        proven.then(|| CohortEffect::CheckControl { from: from.clone(), rows: asked.rows.clone() })
+        if self.config.terms.registration != Registration::Proven || asked.rows.len() > MAX_PART_ENTRIES {
+            return None;
+        }
+        let (running, seat) = self.seat(from).ok()?;
+        // Those that are sent again because the answer was lost are answered without a check.
+        let rows: Vec<_> = asked.rows.iter().filter(|row| !running.has_row(seat, row)).cloned().collect();
+        (!rows.is_empty()).then(|| CohortEffect::CheckControl { from: from.clone(), rows })
     }
+}
+
+impl Running {
+    /// Whether the roster has exactly this row.
+    pub(super) fn has_row(&self, seat: PublicKey, asked: &AskedRow) -> bool {
+        self.roster.row(&asked.did_index) == Some(&row_of(seat, asked))
+    }
+}
+
+fn row_of(seat: PublicKey, asked: &AskedRow) -> Row {
+    Row { seat, did_index: asked.did_index, action: asked.action, serial: asked.serial, signature: asked.signature }
 }

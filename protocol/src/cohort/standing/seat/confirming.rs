@@ -6,7 +6,7 @@ use super::{Answer, Current, Decided, Seat, SeatEffect, SeatEvent, Seated, Stage
 use crate::{
     cohort::standing::{
         board::Board,
-        message::{Confirmation, ConfirmationRequest, EndKind, NumberEndedNotice},
+        message::{Confirmation, ConfirmationRequest, EndKind, NumberEndedNotice, StandingMessage},
         opportunity::OpportunityKind,
         transaction::{Mode, TransactionCheck, sighashes},
     },
@@ -46,15 +46,34 @@ impl Seat {
         }
     }
 
-    /// The stored answer, for a request that is repeated with equal bytes.
+    /// The stored answer, for a request that is repeated with equal bytes; before there is one, its board is fetched again.
     pub fn answer_again(&self, request: &ConfirmationRequest) -> Option<SeatEffect> {
         match &self.current()?.stage {
+            Stage::Requested { request: known } | Stage::Verified { request: known, .. } if **known == *request => {
+                Some(SeatEffect::FetchBoard { number: known.number, hash: known.board_hash })
+            }
             Stage::Confirmed { request: known, answer } | Stage::Over(Some((known, answer)))
                 if **known == *request =>
             {
                 Some(self.send_confirmation(known, answer))
             }
             _ => None,
+        }
+    }
+
+    /// What is owed for a message that repeats an earlier one, and for one of a service that has forgotten something. To be asked before
+    /// the message is fed.
+    pub fn again(&self, message: &StandingMessage) -> Vec<SeatEffect> {
+        match message {
+            StandingMessage::ConfirmationRequest(request) => self.answer_again(request).into_iter().collect(),
+            StandingMessage::OpportunityOpened(opened) => self.respond_again(&opened.opportunity),
+            StandingMessage::NumberEndedNotice(notice) => {
+                let idle = self.current().filter(|current| current.opportunity.number == notice.number);
+                let idle = idle.filter(|current| matches!(current.stage, Stage::Idle { .. }));
+                let is_idle = idle.is_some() && notice.end == EndKind::Idle;
+                if is_idle { self.progress() } else { Vec::new() }
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -227,8 +246,9 @@ impl Seat {
             current.opportunity.number == notice.number
                 && !matches!(current.stage, Stage::Idle { .. } | Stage::Over(_))
         });
-        // A number that this seat was absent from: resolvers need its board all the same.
-        if !is_current && transaction.is_none() {
+        // A number that this seat was absent from: resolvers need its board all the same. A service may repeat it without end.
+        let is_new = transaction.is_some() && !seated.ends.knows(notice.number);
+        if !is_current && !is_new {
             return Vec::new();
         }
         let (number, board_hash, is_idle) = (notice.number, notice.board_hash, notice.end == EndKind::Idle);
@@ -252,7 +272,10 @@ impl Seated {
             SeatEvent::Restored { coins, updates, .. } => self.record.restored(coins, updates),
             SeatEvent::VersionResolved { index, version, .. } => self.record.resolved(*index, *version),
             SeatEvent::CoinSpent { coin, by, signal, .. } => self.record.spend(coin, *by, signal.as_ref()),
-            SeatEvent::NumberOver { number, board_hash, is_idle, .. } => {
+            SeatEvent::NumberOver { number, transaction, board_hash, is_idle, .. } => {
+                if transaction.is_some() {
+                    self.ends.report(*number);
+                }
                 let current = self.current.as_mut().filter(|current| current.opportunity.number == *number);
                 let Some(current) = current else { return };
                 let stage = std::mem::replace(&mut current.stage, Stage::Over(None));

@@ -5,6 +5,7 @@
 //! transaction spends the number's coin, only the identical update of that version is submitted anywhere.
 
 mod confirming;
+mod ends;
 mod enrolling;
 mod event;
 mod record;
@@ -21,13 +22,13 @@ use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::{ends::Ends, event::row_of, record::Record};
 pub use self::{
     enrolling::Enrolment,
     event::{SeatEffect, SeatEvent, SeatInput, SeatUpdate},
     saved::SavedSeat,
     view::OwnEntry,
 };
-use self::{event::row_of, record::Record};
 use super::{
     board::{Board, BoardPlace},
     context::CohortContext,
@@ -156,6 +157,7 @@ struct Seated {
     log: Vec<Row>,
     /// The own indexes of which k seats have signed that they are this seat's.
     registered: BTreeSet<DidIndex>,
+    ends: Ends,
     /// Seats that may have boards which the service does not have.
     peers: Vec<Did>,
 }
@@ -318,6 +320,7 @@ impl Machine for Seat {
                 record: Record::default(),
                 log: Vec::new(),
                 registered: BTreeSet::new(),
+                ends: Ends::default(),
                 peers: Vec::new(),
             });
             return;

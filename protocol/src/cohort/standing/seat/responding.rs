@@ -116,6 +116,18 @@ impl Seat {
         Ok(vec![SeatEvent::OpportunityAccepted { at: now, opportunity, rows }])
     }
 
+    /// What an opportunity is answered with that does not open a new number: by the response again, which a service that has restarted may
+    /// not have, or by [evidence](Self::returns).
+    pub(super) fn respond_again(&self, opportunity: &Opportunity) -> Vec<SeatEffect> {
+        let repeated = self
+            .current()
+            .filter(|current| current.stage == Stage::Responded && *current.opportunity == *opportunity);
+        match (&self.seated, repeated) {
+            (Some(seated), Some(current)) => self.send_response(seated, current),
+            _ => self.returns(opportunity),
+        }
+    }
+
     /// What a service needs that was restored from a backup: its own signed opportunity of the highest number, for one that opens a
     /// number otherwise than before, and the rows that it does not know.
     pub fn returns(&self, opportunity: &Opportunity) -> Vec<SeatEffect> {

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Current, Enrolment, Seat, SeatEvent, Seated, Stage, record::Record};
+use super::{Current, Enrolment, Seat, SeatEvent, Seated, Stage, ends::Ends, record::Record};
 use crate::{
     cohort::standing::{
         context_of,
@@ -41,6 +41,8 @@ pub struct SavedSeat {
     record: Record,
     log: Vec<Row>,
     registered: BTreeSet<DidIndex>,
+    #[serde(default)]
+    ends: Ends,
     #[serde(default)]
     peers: Vec<Did>,
 }
@@ -81,6 +83,7 @@ impl Seat {
             record: seated.record,
             log: seated.log,
             registered: seated.registered,
+            ends: seated.ends,
             peers: seated.peers,
         })))
     }
@@ -116,6 +119,7 @@ impl Seat {
             record: saved.record.clone(),
             log: saved.log.clone(),
             registered: saved.registered.clone(),
+            ends: saved.ends.clone(),
             peers: saved.peers.clone(),
         });
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bitcoin::{OutPoint, Txid};
 
-use super::{Seat, SeatConfig, Stage};
+use super::{Enrolment, Seat, SeatConfig, Stage};
 use crate::{
     cohort::standing::{
         board::Board,
@@ -28,11 +28,6 @@ pub struct OwnEntry {
 }
 
 impl Seat {
-    /// Whether rows were sent that the service has not answered.
-    pub fn awaits_rows(&self) -> bool {
-        self.seated.as_ref().is_some_and(|seated| !seated.asked.is_empty())
-    }
-
     /// The nonce of the leaf that each index of this seat has in a number, if it has one there; none in a CAS cohort.
     pub fn own_nonces(&self, number: u64) -> Vec<(DidIndex, [u8; 32])> {
         if self.config.terms.beacon_type != StandingBeacon::Smt {
@@ -119,6 +114,20 @@ impl Seat {
     pub fn is_choosing(&self, number: u64) -> bool {
         self.current()
             .is_some_and(|current| current.opportunity.number == number && current.stage == Stage::Choosing)
+    }
+
+    /// Whether an answer of the service is awaited that it gives at once: its message may be lost.
+    pub fn awaits_answer(&self) -> bool {
+        match &self.seated {
+            None => matches!(self.enrolment, Enrolment::Asked(_) | Enrolment::Accepted(_)),
+            Some(seated) => {
+                let fetches = seated
+                    .current
+                    .as_ref()
+                    .is_some_and(|current| matches!(current.stage, Stage::Requested { .. } | Stage::Idle { .. }));
+                fetches || seated.missed.is_some() || !seated.asked.is_empty()
+            }
+        }
     }
 
     /// The board of its highest number, if these are its bytes and this seat's response is on it: for a host that has not stored all that follows

@@ -185,13 +185,7 @@ impl SeatProcess {
     }
 
     fn receive(&mut self, now: Timestamp, message: &StandingMessage, run: &mut Run<Talk>) {
-        let again = match message {
-            StandingMessage::ConfirmationRequest(request) => {
-                self.machine.answer_again(request).into_iter().collect()
-            }
-            StandingMessage::OpportunityOpened(opened) => self.machine.returns(&opened.opportunity),
-            _ => Vec::new(),
-        };
+        let again = self.machine.again(message);
         self.perform(now, again, run);
         // A message that comes too late is refused.
         let _ = self.input(now, &SeatInput::Message(message.clone()), run);

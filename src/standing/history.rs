@@ -34,6 +34,17 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest answer: a map of 100,000 DIDs has 12 MB.
 const MOST_BYTES: usize = 32 << 20;
 
+/// How often a request is sent that is too much for the service, and the pause between two of them.
+const TRIES: u32 = 60;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// An answer of the service.
+enum Answer<T> {
+    Given(T),
+    NotEntitled,
+    TooMany,
+}
+
 /// Why history cannot be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryFailure {
@@ -130,13 +141,31 @@ impl HistoryClient {
         Ok(Self { http, base: url, cohort_id, clock: Clock::system() })
     }
 
-    /// Sends a request, signed by `signer` if there is one; `None` if it is refused for lack of a right.
+    /// Sends a request, signed by `signer` if there is one, again after a pause if there were too many; `None` if it is refused for lack of a
+    /// right.
     async fn get<T: DeserializeOwned>(
         &self,
         path: &str,
         query: &str,
         signer: Option<&Identity>,
     ) -> Result<Option<T>, HistoryFailure> {
+        for _ in 0..TRIES {
+            match self.get_once(path, query, signer).await? {
+                Answer::Given(value) => return Ok(Some(value)),
+                Answer::NotEntitled => return Ok(None),
+                Answer::TooMany => tokio::time::sleep(PAUSE).await,
+            }
+        }
+        let problem = "too many requests (429), even after pauses".to_owned();
+        Err(HistoryFailure::Service { url: self.base.to_string(), problem })
+    }
+
+    async fn get_once<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &str,
+        signer: Option<&Identity>,
+    ) -> Result<Answer<T>, HistoryFailure> {
         let mut url = self.base.clone();
         url.set_path(path);
         url.set_query(Some(query).filter(|query| !query.is_empty()));
@@ -158,8 +187,11 @@ impl HistoryClient {
             }
         }
         match status {
-            StatusCode::OK => serde_json::from_slice(&bytes).map(Some).map_err(|error| failed(error.to_string())),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(None),
+            StatusCode::OK => {
+                serde_json::from_slice(&bytes).map(Answer::Given).map_err(|error| failed(error.to_string()))
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(Answer::NotEntitled),
+            StatusCode::TOO_MANY_REQUESTS => Ok(Answer::TooMany),
             status => Err(failed(format!("it answers {status}"))),
         }
     }
@@ -171,22 +203,23 @@ impl HistoryClient {
         self.get(path, query, None).await?.ok_or_else(refused)
     }
 
-    /// Fetches what resolvers need of every announcement for these DIDs, and adds it to the files in a directory.
+    /// Fetches what resolvers need of every announcement for these DIDs, as far as the files in a directory do not have it, and adds it to them.
     ///
     /// # Errors
-    /// [`HistoryFailure`]. What was fetched before is stored.
+    /// [`HistoryFailure`]. What was fetched before is stored, but for the last page of 256 announcements.
     pub async fn fetch(
         &self,
         dids: &[Did],
         sidecars: &Sidecars,
         seat: Option<&OwnSeat>,
     ) -> Result<Fetched, HistoryFailure> {
-        let base = self.base.path().to_owned();
+        let known: BTreeMap<&Did, _> = dids.iter().map(|did| (did, sidecars.signals(did))).collect();
         let mut fetched = Fetched::default();
         let mut after = 0;
         loop {
-            let query = format!("after={after}");
-            let list: List = self.public(&announcements_path(&base, &self.cohort_id), &query).await?;
+            let path = announcements_path(self.base.path(), &self.cohort_id);
+            let list: List = self.public(&path, &format!("after={after}")).await?;
+            let page = Page { client: self, list: &list, sidecars, seat };
             for listed in &list.announcements {
                 // What can never be mined needs no data; a refresh announces nothing.
                 let Some(signal) = listed.signal.filter(|_| listed.state != "void") else { continue };
@@ -194,20 +227,22 @@ impl HistoryClient {
                     continue;
                 }
                 fetched.announcements += 1;
+                let is_missing = |did: &&Did| known.get(did).is_none_or(|known| !known.contains(&signal));
+                let dids: Vec<&Did> = dids.iter().filter(is_missing).collect();
                 match list.beacon_type {
-                    StandingBeacon::Cas => {
-                        self.fetch_map(&base, listed.number, signal, dids, sidecars, seat).await?
-                    }
+                    StandingBeacon::Cas if dids.is_empty() => {}
+                    StandingBeacon::Cas => page.map(listed.number, signal, &dids).await?,
                     StandingBeacon::Smt => {
                         for did in dids {
-                            let is_known =
-                                self.fetch_proof(&base, &list, listed, signal, did, sidecars, seat).await?;
-                            if !is_known {
+                            if !page.proof(listed.number, signal, did).await? {
                                 fetched.private.push((listed.number, listed.txid, did.clone()));
                             }
                         }
                     }
                 }
+            }
+            for did in dids {
+                sidecars.write(did).map_err(HistoryFailure::Storage)?;
             }
             match list.next.filter(|next| *next > after) {
                 Some(next) => after = next,
@@ -215,91 +250,82 @@ impl HistoryClient {
             }
         }
     }
+}
 
-    async fn fetch_map(
-        &self,
-        base: &str,
-        number: u64,
-        signal: SignalBytes,
-        dids: &[Did],
-        sidecars: &Sidecars,
-        seat: Option<&OwnSeat>,
-    ) -> Result<(), HistoryFailure> {
-        let map: CasAnnouncement = self.public(&map_path(base, &self.cohort_id, &signal), "").await?;
+/// A page of the list.
+struct Page<'a> {
+    client: &'a HistoryClient,
+    list: &'a List,
+    sidecars: &'a Sidecars,
+    seat: Option<&'a OwnSeat>,
+}
+
+impl<'a> Page<'a> {
+    async fn map(&self, number: u64, signal: SignalBytes, dids: &[&Did]) -> Result<(), HistoryFailure> {
+        let client = self.client;
+        let path = map_path(client.base.path(), &client.cohort_id, &signal);
+        let map: CasAnnouncement = client.public(&path, "").await?;
         if map.signal() != signal {
             return Err(HistoryFailure::Wrong { number, problem: "the map is not the announced one".to_owned() });
         }
-        let updates: BTreeMap<_, _> =
-            seat.into_iter().flat_map(|seat| &seat.updates).map(|(_, update)| (*update.hash(), update)).collect();
         let data = BeaconData::Cas(map.clone());
+        let updates = self.seat.map_or(&[][..], |seat| &seat.updates);
         for did in dids {
-            let update = map.get(did.as_str()).and_then(|hash| updates.get(hash));
-            let stored = sidecars.add(did, Some(&data), update.map(|update| update.value()));
-            stored.map_err(HistoryFailure::Storage)?;
+            let announced = map.get(did.as_str());
+            let update = updates.iter().map(|(_, update)| update).find(|update| Some(update.hash()) == announced);
+            self.sidecars.note(did, Some(&data), update.map(SignedUpdate::value));
         }
         Ok(())
     }
 
     /// Returns whether the proof was fetched: that of a leaf is for its seat.
-    #[expect(clippy::too_many_arguments, reason = "what an announcement, a DID and a seat are made of")]
-    async fn fetch_proof(
-        &self,
-        base: &str,
-        list: &List,
-        listed: &Listed,
-        signal: SignalBytes,
-        did: &Did,
-        sidecars: &Sidecars,
-        seat: Option<&OwnSeat>,
-    ) -> Result<bool, HistoryFailure> {
-        let index = did_index(did);
-        let number = listed.number;
-        let path = proof_path(base, &self.cohort_id, number, &index);
-        let signer = seat.and_then(|seat| {
-            let key = seat.seed.communication_key(seat.network, &list.service, &self.cohort_id).ok()?;
+    async fn proof(&self, number: u64, signal: SignalBytes, did: &Did) -> Result<bool, HistoryFailure> {
+        let (client, index) = (self.client, did_index(did));
+        let path = proof_path(client.base.path(), &client.cohort_id, number, &index);
+        let signer = self.seat.and_then(|seat| {
+            let key = seat.seed.communication_key(seat.network, &self.list.service, &client.cohort_id).ok()?;
             Some(Identity::from_key(key, seat.network))
         });
-        let Some(Proof { proof, leaf }) = self.get::<Proof>(&path, "", signer.as_ref()).await? else {
+        let Some(Proof { proof, leaf }) = client.get::<Proof>(&path, "", signer.as_ref()).await? else {
             return Ok(false);
         };
         let wrong = |problem: &str| HistoryFailure::Wrong { number, problem: format!("{did}: {problem}") };
         if *proof.id.as_bytes() != *signal.as_bytes() {
             return Err(wrong("the proof is of another announcement"));
         }
-        let found = complete(proof, leaf, seat, &list.service, &list.beacon_address, number, did, &index);
-        let (proof, update) = found.map_err(|problem| wrong(&problem))?;
+        let completed = match leaf {
+            Some(leaf) => self.with_leaf(proof, leaf, number, did, &index),
+            None => Ok((proof, None)),
+        };
+        let (proof, update) = completed.map_err(&wrong)?;
         proof.verify(index.as_bytes()).map_err(|error| wrong(&error.to_string()))?;
-        let stored = sidecars.add(did, Some(&BeaconData::Smt(proof)), update.map(SignedUpdate::value));
-        stored.map_err(HistoryFailure::Storage)?;
+        self.sidecars.note(did, Some(&BeaconData::Smt(proof)), update.map(SignedUpdate::value));
         Ok(true)
     }
-}
 
-/// The proof with the nonce and the update of the leaf, if there is one.
-#[expect(clippy::too_many_arguments, reason = "what a nonce follows from")]
-fn complete<'a>(
-    mut proof: SmtProof,
-    leaf: Option<SmtHash>,
-    seat: Option<&'a OwnSeat>,
-    service: &Did,
-    beacon_address: &str,
-    number: u64,
-    did: &Did,
-    index: &DidIndex,
-) -> Result<(SmtProof, Option<&'a SignedUpdate>), String> {
-    let Some(leaf) = leaf else { return Ok((proof, None)) };
-    let seat = seat.ok_or("the leaf is of a seat")?;
-    let nonce = seat.seed.leaf_nonce(service, beacon_address, number, index);
-    let is =
-        |update: Option<&SignedUpdate>| smt_leaf(Some(&nonce), update.map(SignedUpdate::hash)) == *leaf.as_bytes();
-    let update = if is(None) {
-        None
-    } else {
-        let of_did = seat.updates.iter().filter(|(of, _)| of == did).map(|(_, update)| update);
-        let found = of_did.into_iter().find(|update| is(Some(*update)));
-        Some(found.ok_or("the announced update is not among those in --updates, or the seat is another one")?)
-    };
-    proof.nonce = Some(SmtNonce::from(nonce.as_slice()));
-    proof.update_id = update.map(|update| *update.hash());
-    Ok((proof, update))
+    /// The proof with the nonce of the leaf, and the update in it, if there is one.
+    fn with_leaf(
+        &self,
+        mut proof: SmtProof,
+        leaf: SmtHash,
+        number: u64,
+        did: &Did,
+        index: &DidIndex,
+    ) -> Result<(SmtProof, Option<&'a SignedUpdate>), &'static str> {
+        let seat = self.seat.ok_or("the leaf is of a seat")?;
+        let nonce = seat.seed.leaf_nonce(&self.list.service, &self.list.beacon_address, number, index);
+        let is = |update: Option<&SignedUpdate>| {
+            smt_leaf(Some(&nonce), update.map(SignedUpdate::hash)) == *leaf.as_bytes()
+        };
+        let update = if is(None) {
+            None
+        } else {
+            let mut of_did = seat.updates.iter().filter(|(of, _)| of == did).map(|(_, update)| update);
+            let found = of_did.find(|update| is(Some(*update)));
+            Some(found.ok_or("the announced update is not among those in --updates, or the seat is another one")?)
+        };
+        proof.nonce = Some(SmtNonce::from(nonce.as_slice()));
+        proof.update_id = update.map(|update| *update.hash());
+        Ok((proof, update))
+    }
 }

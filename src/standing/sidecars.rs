@@ -1,7 +1,7 @@
 //! The Sidecar Data of a controller's DIDs, in a file for each: what a resolver needs of every announcement of the address.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -11,7 +11,13 @@ use serde_json::{Value, json};
 
 use crate::{
     files::write_whole,
-    protocol::{beacon::BeaconData, did::Did, hash::sha256, jcs, sidecar::plain_data},
+    protocol::{
+        beacon::BeaconData,
+        did::Did,
+        hash::{SignalBytes, SmtHash, sha256},
+        jcs,
+        sidecar::plain_data,
+    },
 };
 
 /// The lists of Sidecar Data.
@@ -81,9 +87,14 @@ impl Sidecars {
     /// # Errors
     /// Why the file cannot be written, in words.
     pub fn add(&self, did: &Did, announcement: Option<&BeaconData>, update: Option<&Value>) -> Result<(), String> {
-        let path = path_of(&self.dir, did);
+        self.note(did, announcement, update);
+        self.write(did)
+    }
+
+    /// As [`Self::add`], in memory only: [`Self::write`] writes all that was noted.
+    pub fn note(&self, did: &Did, announcement: Option<&BeaconData>, update: Option<&Value>) {
         let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(sidecar) = data.get_mut(did) else { return Ok(()) };
+        let Some(sidecar) = data.get_mut(did) else { return };
         if let Some(update) = update {
             add(sidecar, "updates", update.clone());
         }
@@ -95,7 +106,25 @@ impl Sidecars {
         if let (Some(list), Some(announcement)) = (list, announcement) {
             add(sidecar, list, plain_data(announcement));
         }
-        write(&path, sidecar)
+    }
+
+    /// Writes the file of a DID.
+    ///
+    /// # Errors
+    /// Why it cannot be written, in words.
+    pub fn write(&self, did: &Did) -> Result<(), String> {
+        let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        data.get(did).map_or(Ok(()), |sidecar| write(&path_of(&self.dir, did), sidecar))
+    }
+
+    /// The signals of which the file of a DID has the data.
+    pub fn signals(&self, did: &Did) -> BTreeSet<SignalBytes> {
+        let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(sidecar) = data.get(did) else { return BTreeSet::new() };
+        let entries = |list: &str| sidecar[list].as_array().into_iter().flatten();
+        let root = |proof: &Value| proof["id"].as_str()?.parse::<SmtHash>().ok().map(|root| *root.as_bytes());
+        let signals = entries("smtProofs").filter_map(root).chain(entries("casUpdates").map(hash_of));
+        signals.map(SignalBytes::from_bytes).collect()
     }
 }
 

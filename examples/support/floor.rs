@@ -2,7 +2,8 @@
 //!
 //! A member must sign its update, derive the address from all keys, recompute the signal from the received data, and
 //! make a nonce and a partial signature. The coordinator must derive the same address, check each update's signature,
-//! build the data, add up nonces and partial signatures, and check the result. Where messages travel in signed
+//! build the data, check each nonce and each partial signature when it arrives (an invalid one is not stored, so that
+//! its sender can send a valid one until the deadline), add them up, and check the result. Where messages travel in signed
 //! envelopes, it must check five of each member's and the request for its inbox, and sign five for it; the network in
 //! memory has none.
 //!
@@ -22,7 +23,10 @@ use btcr2_aggregation::protocol::{
     output::{BeaconOutput, KeyAggregation, RecoverySequence, ScriptTree},
     signing::nonce::SecretNonce,
 };
-use musig2::{AggNonce, CompactSignature, PartialSignature, PubNonce};
+use musig2::{
+    AggNonce, CompactSignature, PartialSignature, PubNonce, compute_challenge_hash_tweak,
+    secp::{G, MaybePoint, MaybeScalar, Point},
+};
 
 use super::{Outcome, seeded};
 
@@ -83,7 +87,7 @@ pub fn coordinator_floor<T>(
                 service.secret_key().sign(&DIGEST, &mut rng);
             }
         }
-        combine(&ours, &nonces, &partials)
+        combine(members, &ours, &nonces, &partials)
     })
 }
 
@@ -140,7 +144,7 @@ fn check(member: &Identity, beacon: &BeaconType, data: &AggregatedData) -> Outco
 const ENTRY: usize = 73 + 43 + 6;
 
 /// The members' contributions to the signature.
-fn contributions(members: &[Identity], ours: &BeaconOutput) -> Outcome<(Vec<PubNonce>, Vec<PartialSignature>)> {
+fn contributions(members: &[Identity], ours: &BeaconOutput) -> Outcome<(Vec<[u8; 66]>, Vec<PartialSignature>)> {
     let mut rng = seeded(1).for_actor("nonces");
     let nonces: Vec<_> =
         members.iter().map(|member| SecretNonce::generate(member.secret_key(), ours, &mut rng)).collect();
@@ -148,16 +152,42 @@ fn contributions(members: &[Identity], ours: &BeaconOutput) -> Outcome<(Vec<PubN
         nonces.iter().map(|(_, public)| PubNonce::from_bytes(&public.0)).collect::<Result<_, _>>()?;
     let said = Bytes(AggNonce::sum(&publics).serialize());
     let mut partials = Vec::new();
-    for (member, (nonce, _)) in members.iter().zip(nonces) {
+    let mut sent = Vec::new();
+    for (member, (nonce, public)) in members.iter().zip(nonces) {
         let partial = nonce.sign(member.secret_key(), ours, &said, &DIGEST)?;
         partials.push(PartialSignature::from_slice(&partial.0)?);
+        sent.push(public.0);
     }
-    Ok((publics, partials))
+    Ok((sent, partials))
 }
 
-/// Checks the resulting signature.
-fn combine(ours: &BeaconOutput, nonces: &[PubNonce], partials: &[PartialSignature]) -> Outcome<()> {
-    let (context, nonce) = (ours.musig2_context(), AggNonce::sum(nonces));
+/// Checks the contributions, and the resulting signature.
+fn combine(
+    members: &[Identity],
+    ours: &BeaconOutput,
+    nonces: &[[u8; 66]],
+    partials: &[PartialSignature],
+) -> Outcome<()> {
+    let nonces: Vec<PubNonce> = nonces.iter().map(|nonce| PubNonce::from_bytes(nonce)).collect::<Result<_, _>>()?;
+    let (context, nonce) = (ours.musig2_context(), AggNonce::sum(&nonces));
+    // BIP-327, PartialSigVerifyInternal; what is the same for all is computed once.
+    let (output_key, internal_key): (Point, Point) =
+        (context.aggregated_pubkey(), context.aggregated_pubkey_untweaked());
+    let coefficient: MaybeScalar = nonce.nonce_coefficient(output_key, DIGEST);
+    let total: Point = nonce.final_nonce(coefficient);
+    let challenge = compute_challenge_hash_tweak(&total.serialize_xonly(), &output_key, DIGEST);
+    let negate_key = output_key.has_odd_y() ^ internal_key.has_odd_y();
+    for ((member, own), &partial) in members.iter().zip(&nonces).zip(partials) {
+        // The uncompressed form avoids the square root of decompression.
+        let key = Point::from_slice(&member.public_key().as_inner().serialize_uncompressed())?;
+        let key: MaybePoint = context.effective_pubkey(key).ok_or("no key of the cohort")?;
+        let own = MaybePoint::from(own.R1) + coefficient * MaybePoint::from(own.R2);
+        let own = if total.has_odd_y() { -own } else { own };
+        let key = challenge * key;
+        if partial * G != own + if negate_key { -key } else { key } {
+            return Err("a partial signature is wrong".into());
+        }
+    }
     let signature: CompactSignature =
         musig2::aggregate_partial_signatures(context, &nonce, partials.iter().copied(), DIGEST)?;
     let signature = Signature::from_bytes(&signature.serialize());
@@ -166,5 +196,5 @@ fn combine(ours: &BeaconOutput, nonces: &[PubNonce], partials: &[PartialSignatur
 
 fn sign(members: &[Identity], ours: &BeaconOutput) -> Outcome<()> {
     let (nonces, partials) = contributions(members, ours)?;
-    combine(ours, &nonces, &partials)
+    combine(members, ours, &nonces, &partials)
 }

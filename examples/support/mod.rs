@@ -4,6 +4,7 @@
 pub mod floor;
 pub mod memory;
 pub mod node;
+pub mod standing;
 
 use std::{error::Error, sync::Arc};
 

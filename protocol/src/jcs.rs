@@ -88,34 +88,41 @@ fn write(value: &Value, out: &mut Vec<u8>, path: &[&str], ranges: &mut [Place]) 
             out.push(b']');
             Ok(())
         }
-        Value::Object(fields) => {
-            let mut opening = b'{';
-            for (key, field) in sorted(fields) {
-                out.push(opening);
-                serde_json::to_writer(&mut *out, key)?;
-                out.push(b':');
-                let start = out.len();
-                match (path.split_first(), ranges.split_first_mut()) {
-                    (Some((first, path)), Some((range, ranges))) if first == key => {
-                        write(field, out, path, ranges)?;
-                        *range = Some(start..out.len());
-                    }
-                    _ => write(field, out, &[], &mut [])?,
-                }
-                opening = b',';
-            }
-            if fields.is_empty() {
-                out.push(opening);
-            }
-            out.push(b'}');
-            Ok(())
-        }
+        Value::Object(fields) => write_object(fields.iter(), out, path, ranges),
     }
 }
 
+fn write_object<'a>(
+    fields: impl Iterator<Item = (&'a String, &'a Value)>,
+    out: &mut Vec<u8>,
+    path: &[&str],
+    ranges: &mut [Place],
+) -> Result<(), serde_json::Error> {
+    let mut opening = b'{';
+    for (key, field) in sorted(fields) {
+        out.push(opening);
+        serde_json::to_writer(&mut *out, key)?;
+        out.push(b':');
+        let start = out.len();
+        match (path.split_first(), ranges.split_first_mut()) {
+            (Some((first, path)), Some((range, ranges))) if first == key => {
+                write(field, out, path, ranges)?;
+                *range = Some(start..out.len());
+            }
+            _ => write(field, out, &[], &mut [])?,
+        }
+        opening = b',';
+    }
+    if opening == b'{' {
+        out.push(opening);
+    }
+    out.push(b'}');
+    Ok(())
+}
+
 /// The fields in the order of the UTF-16 code units of their keys.
-fn sorted(fields: &Map<String, Value>) -> Vec<(&String, &Value)> {
-    let mut sorted: Vec<_> = fields.iter().collect();
+fn sorted<'a>(fields: impl Iterator<Item = (&'a String, &'a Value)>) -> Vec<(&'a String, &'a Value)> {
+    let mut sorted: Vec<_> = fields.collect();
     sorted.sort_unstable_by(|(one, _), (other, _)| compare(one, other));
     sorted
 }
@@ -153,6 +160,19 @@ pub fn document_hash(value: &Value) -> Result<DocumentHash, JcsError> {
 /// [`JcsError`], as [`canonicalize`].
 pub fn hash(value: &Value) -> Result<[u8; 32], JcsError> {
     Ok(sha256(&canonicalize(value)?))
+}
+
+/// The SHA-256 of the canonical bytes of an object without one of its fields.
+///
+/// # Errors
+/// [`JcsError`], as [`canonicalize`].
+pub(crate) fn hash_without(fields: &Map<String, Value>, left_out: &str) -> Result<[u8; 32], JcsError> {
+    let kept = || fields.iter().filter(|(key, _)| *key != left_out);
+    kept().try_for_each(|(_, field)| check(field, MAX_DEPTH - 1))?;
+    work::canonicalized();
+    let mut canonical = Vec::with_capacity(1024);
+    write_object(kept(), &mut canonical, &[], &mut [])?;
+    Ok(sha256(&canonical))
 }
 
 /// Whether `value` has a canonical form and nests at most `levels_left` levels deep: for a value that will lie inside
@@ -227,6 +247,8 @@ fn is_canonical(integer: &Number) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -263,5 +285,22 @@ mod tests {
         assert_eq!(at(&ranges[1]), br#"{"u":{"k":[null,true]},"x":0,"y":2}"#);
         assert_eq!(at(&ranges[2]), br#"{"k":[null,true]}"#);
         assert_eq!(ranges[3], None);
+    }
+
+    #[test]
+    fn a_field_is_left_out_of_a_hash() {
+        let whole = json!({ "z": 1, "proof": { "deep": [1e21] }, "a": { "proof": 2 } });
+        let rest = json!({ "a": { "proof": 2 }, "z": 1 });
+        let fields = whole.as_object().unwrap();
+        assert_eq!(hash_without(fields, "proof").unwrap(), hash(&rest).unwrap());
+        assert_eq!(hash_without(fields, "nothing").unwrap(), hash(&whole).unwrap());
+        let one = json!({ "proof": 1 });
+        assert_eq!(hash_without(one.as_object().unwrap(), "proof").unwrap(), hash(&json!({})).unwrap());
+        let nested = |levels| (0..levels).fold(json!([]), |inner, _| json!([inner]));
+        for (levels, fits) in [(MAX_DEPTH - 2, true), (MAX_DEPTH - 1, false)] {
+            let deep = json!({ "a": nested(levels) });
+            assert_eq!(hash(&deep).is_ok(), fits);
+            assert_eq!(hash_without(deep.as_object().unwrap(), "b").is_ok(), fits);
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! Bounded memory of past keys.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeSet, VecDeque},
+};
 
 /// The latest keys, up to a maximum number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +22,14 @@ impl<K: Ord + Clone> Remembered<K> {
     /// Whether the key is one of them.
     pub fn contains(&self, key: &K) -> bool {
         self.keys.contains(key)
+    }
+
+    /// The key that is equal to `key`.
+    pub fn get<Q: Ord + ?Sized>(&self, key: &Q) -> Option<&K>
+    where
+        K: Borrow<Q>,
+    {
+        self.keys.get(key)
     }
 
     /// Adds the key; returns whether it is new.

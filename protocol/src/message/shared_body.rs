@@ -81,10 +81,9 @@ impl SharedBody {
     /// [`UpdateError`], as [`SignedUpdate::from_value`].
     pub fn signed_update(&self) -> Option<Result<SignedUpdate, UpdateError>> {
         let Body::SubmitUpdate(submit) = &self.0.body else { return None };
-        let value = (*submit.signed_update).clone();
         Some(match self.0.update {
-            Some(canonical) => SignedUpdate::from_canonical(value, canonical),
-            None => SignedUpdate::from_value(value),
+            Some(canonical) => SignedUpdate::from_canonical(Arc::clone(&submit.signed_update), canonical),
+            None => SignedUpdate::from_value((*submit.signed_update).clone()),
         })
     }
 

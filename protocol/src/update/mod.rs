@@ -188,7 +188,7 @@ impl CanonicalDocument {
 
 /// At least one of the two forms is there.
 struct Inner {
-    value: OnceLock<Value>,
+    value: OnceLock<Arc<Value>>,
     json: Option<Box<str>>,
     canonical: CanonicalDocument,
 }
@@ -208,7 +208,11 @@ impl SignedUpdate {
     }
 
     /// The same for a value whose depth was checked, and whose canonical bytes are known.
-    pub(crate) fn from_canonical(value: Value, canonical: CanonicalDocument) -> Result<Self, UpdateError> {
+    pub(crate) fn from_canonical(
+        value: impl Into<Arc<Value>>,
+        canonical: CanonicalDocument,
+    ) -> Result<Self, UpdateError> {
+        let value = value.into();
         if !value.is_object() {
             return Err(UpdateError::NotAnObject);
         }
@@ -226,8 +230,9 @@ impl SignedUpdate {
     pub fn value(&self) -> &Value {
         self.0.value.get_or_init(|| {
             let json = self.0.json.as_deref().unwrap_or_default();
-            serde_json::from_str(json)
-                .expect("what was written from a value is JSON, and `from_value` has looked how deep")
+            let value: Value = serde_json::from_str(json)
+                .expect("what was written from a value is JSON, and `from_value` has looked how deep");
+            Arc::new(value)
         })
     }
 

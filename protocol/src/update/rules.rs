@@ -3,15 +3,13 @@
 use std::cell::OnceCell;
 
 use oxsdatatypes::DateTime;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::{
-    SignedUpdate, UPDATE_CONTEXT, UpdateError, decode_proof_value, root_capability, signed_digest, without,
-};
+use super::{SignedUpdate, UPDATE_CONTEXT, UpdateError, decode_proof_value, root_capability};
 use crate::{
     did::Did,
     document::{DocumentError, check_conformance, invocation_key},
-    hash::DocumentHash,
+    hash::{DocumentHash, sha256_concat},
     jcs,
     key::{PublicKey, Signature},
     patch::{Patch, PatchError},
@@ -144,6 +142,8 @@ struct Check<'a> {
     proof: &'a Map<String, Value>,
     context: UpdateContext<'a>,
     target_version: u64,
+    patch: OnceCell<Result<Patch, PatchError>>,
+    key: OnceCell<PublicKey>,
     target: OnceCell<Result<Value, Unpatched>>,
 }
 
@@ -198,11 +198,11 @@ impl<'a> Check<'a> {
                 rule: "U-1",
             });
         }
-        read_patch(fields).map_err(UpdateError::Patch)?;
+        let patch = read_patch(fields).map_err(UpdateError::Patch)?;
         target_version(fields)?;
         hash_field(fields, "sourceHash")?;
         hash_field(fields, "targetHash")?;
-        Self::read(update, context)
+        Ok(Self { patch: OnceCell::from(Ok(patch)), ..Self::read(update, context)? })
     }
 
     /// Reads what every rule needs; the rest is read, and refused, by the rule that looks at it.
@@ -213,6 +213,8 @@ impl<'a> Check<'a> {
             proof: fields.get("proof").and_then(Value::as_object).ok_or(UpdateError::ProofMissing)?,
             fields,
             context: *context,
+            patch: OnceCell::new(),
+            key: OnceCell::new(),
             target: OnceCell::new(),
         })
     }
@@ -227,7 +229,8 @@ impl<'a> Check<'a> {
     }
 
     fn patched(&self) -> Result<Value, Unpatched> {
-        let patch = read_patch(self.fields).map_err(Unpatched::Malformed)?;
+        let patch = self.patch.get_or_init(|| read_patch(self.fields)).as_ref();
+        let patch = patch.map_err(|error| Unpatched::Malformed(error.clone()))?;
         patch.apply(self.context.document).map_err(Unpatched::DoesNotApply)
     }
 
@@ -250,15 +253,11 @@ impl<'a> Check<'a> {
     }
 
     fn context(&self) -> Result<(), UpdateError> {
-        if self.fields.get("@context") == Some(&json!(UPDATE_CONTEXT)) { Ok(()) } else { Err(UpdateError::Context) }
+        if is_update_context(self.fields.get("@context")) { Ok(()) } else { Err(UpdateError::Context) }
     }
 
     fn proof_context(&self) -> Result<(), UpdateError> {
-        if self.proof.get("@context") == Some(&json!(UPDATE_CONTEXT)) {
-            Ok(())
-        } else {
-            Err(UpdateError::ProofContext)
-        }
+        if is_update_context(self.proof.get("@context")) { Ok(()) } else { Err(UpdateError::ProofContext) }
     }
 
     /// U-3, U-5, U-4.
@@ -288,7 +287,15 @@ impl<'a> Check<'a> {
         self.key().map(|_| ())
     }
 
+    /// The key, which two rules ask for: to read it takes a square root.
     fn key(&self) -> Result<PublicKey, UpdateError> {
+        match self.key.get() {
+            Some(key) => Ok(*key),
+            None => self.find_key().inspect(|key| drop(self.key.set(*key))),
+        }
+    }
+
+    fn find_key(&self) -> Result<PublicKey, UpdateError> {
         let expected = "the DID URL of the method that signed";
         let method = self
             .proof_text("verificationMethod")
@@ -335,7 +342,8 @@ impl<'a> Check<'a> {
             })?;
         // Without the method there is no key; that is named by its own rule.
         let Ok(key) = self.key() else { return Ok(()) };
-        let digest = signed_digest(&without(self.proof, "proofValue"), &without(self.fields, "proof"))?;
+        let config = jcs::hash_without(self.proof, "proofValue")?;
+        let digest = sha256_concat(&[&config, &jcs::hash_without(self.fields, "proof")?]);
         if key.x_only().verify(&digest, &signature) { Ok(()) } else { Err(UpdateError::Signature) }
     }
 
@@ -359,6 +367,12 @@ impl<'a> Check<'a> {
         let Ok(target) = self.target() else { return Ok(()) };
         if jcs::document_hash(target)? == expected { Ok(()) } else { Err(UpdateError::TargetHash) }
     }
+}
+
+/// U-1, U-2.
+fn is_update_context(value: Option<&Value>) -> bool {
+    let entries = value.and_then(Value::as_array).into_iter().flatten();
+    value.is_some_and(Value::is_array) && entries.map(Value::as_str).eq(UPDATE_CONTEXT.map(Some))
 }
 
 /// U-12.

@@ -222,7 +222,11 @@ impl Driven for StandingCohortActor {
                 let signed = (*opportunity).clone().sign(&context, &key, rng);
                 self.feed(CohortInput::OpportunitySigned(Arc::new(signed)), ctx);
             }
-            CohortEffect::RunNumber(task) => self.run_number(task, ctx),
+            CohortEffect::RunNumber(task) => {
+                // The rows were checked before they were registered: seats of this process need not check them again.
+                self.shared.reader.shared(Arc::clone(&task.roster));
+                self.run_number(task, ctx);
+            }
             CohortEffect::Announce(transactions) => {
                 if let Some((coins, _)) = &self.coins {
                     send_in_turn(coins, Submit(transactions), ctx);

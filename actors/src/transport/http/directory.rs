@@ -5,7 +5,12 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use btcr2_aggregation_protocol::{did::Did, identity::Identity, key::PublicKey, remembered::Remembered};
+use btcr2_aggregation_protocol::{
+    did::{Did, DidError},
+    identity::Identity,
+    key::PublicKey,
+    remembered::Remembered,
+};
 use tokio::sync::watch;
 
 use crate::transport::{Inbox, external::ExternalKeys};
@@ -64,6 +69,12 @@ impl Directory {
 
     pub(super) fn local(&self, did: &str) -> Option<Arc<Local>> {
         self.read().local.get(did).cloned()
+    }
+
+    /// Parses a DID. That of a member is known: its key need not be decompressed for each of its messages.
+    pub(super) fn parse(&self, did: &str) -> Result<Did, DidError> {
+        let member = self.read().members.get(did).cloned();
+        member.map_or_else(|| Did::parse(did), Ok)
     }
 
     /// The key that `did` proves: by itself, or by a genesis document that was seen.

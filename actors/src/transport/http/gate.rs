@@ -232,7 +232,7 @@ impl Gate {
         address: &Client,
         now: Timestamp,
     ) -> Result<(Did, Option<PublicKey>), Refusal> {
-        let from = Did::parse(envelope.from()).map_err(|_| Refusal::UnknownSender)?;
+        let from = self.directory.parse(envelope.from()).map_err(|_| Refusal::UnknownSender)?;
         let known = self.directory.key_of(&from);
         let new = match known {
             Some(_) => None,

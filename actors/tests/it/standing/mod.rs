@@ -5,6 +5,7 @@ mod boards;
 mod carriers;
 mod chain;
 mod cohorts;
+mod costs;
 mod crashes;
 mod filter;
 mod history;

@@ -26,7 +26,7 @@ use btcr2_aggregation_actors::{
 use btcr2_aggregation_protocol::{
     beacon::did_index,
     cohort::standing::{
-        CoinRef, RowAction, SeatSeed, StandingPolicy, StandingTerms, Updates, cohort::CohortInput,
+        Board, CoinRef, RowAction, SeatSeed, StandingPolicy, StandingTerms, Updates, cohort::CohortInput,
         message::ControlProof, seat::SeatUpdate,
     },
     did::Did,
@@ -57,6 +57,7 @@ struct State {
     wants: BTreeSet<DidIndex>,
     refuses: Option<String>,
     boards: Vec<u64>,
+    last_board: Option<Arc<Board>>,
     missed: Vec<u64>,
     cannot_store: bool,
     invite: Option<InviteToken>,
@@ -118,6 +119,11 @@ impl Controller {
 
     pub(super) fn boards(&self) -> Vec<u64> {
         self.state.lock().unwrap().boards.clone()
+    }
+
+    /// The board that the seat was asked to sign last.
+    pub(super) fn last_board(&self) -> Option<Arc<Board>> {
+        self.state.lock().unwrap().last_board.clone()
     }
 }
 
@@ -186,6 +192,7 @@ impl SeatPolicy for Controller {
             return Err(refusal.clone());
         }
         state.boards.push(board.number);
+        state.last_board = Some(Arc::clone(&board.board));
         Ok(())
     }
 }

@@ -236,6 +236,12 @@ impl Board {
         at.ok().map(|at| &self.content.responses[at])
     }
 
+    /// Whether every seat has responded.
+    pub fn is_complete(&self) -> bool {
+        // Every response is that of another seat of the roster.
+        self.content.responses.len() == self.content.roster.len()
+    }
+
     /// The seats without a response.
     pub fn absent(&self) -> impl Iterator<Item = &PublicKey> {
         self.content.roster.iter().map(|listed| &listed.seat).filter(|seat| self.response(seat).is_none())

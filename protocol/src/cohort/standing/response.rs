@@ -254,10 +254,12 @@ impl Response {
             return Err(ResponseProblem::Kind(at));
         }
         // Entries of one kind are ordered by DID, or by index.
-        let key = |entry: &Entry| match entry {
-            Entry::Cas { did, .. } => did.as_bytes().to_vec(),
-            Entry::Smt { did_index, .. } => did_index.as_bytes().to_vec(),
-        };
+        fn key(entry: &Entry) -> &[u8] {
+            match entry {
+                Entry::Cas { did, .. } => did.as_bytes(),
+                Entry::Smt { did_index, .. } => did_index.as_bytes(),
+            }
+        }
         if let Some(at) = self.entries.windows(2).position(|pair| key(&pair[0]) >= key(&pair[1])) {
             return Err(ResponseProblem::Order(at + 1));
         }

@@ -1,6 +1,9 @@
 //! The roster: which seat holds which index, as rows that the seats have signed (docs/standing.md, "Registration").
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
+};
 
 use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
@@ -116,18 +119,41 @@ pub enum RowProblem {
 pub struct Roster {
     context: CohortContext,
     seats: BTreeMap<PublicKey, BTreeSet<DidIndex>>,
-    /// The last row of every index that was ever registered.
-    rows: BTreeMap<DidIndex, Row>,
-    /// How many rows were applied.
-    row_count: u64,
+    /// Every row that was applied, in order. A clone shares them until the next one.
+    log: Arc<Vec<Row>>,
+    /// The place in the log of the last row of every index that was ever registered.
+    rows: BTreeMap<DidIndex, usize>,
     most_per_seat: u32,
+    hash: Computed,
 }
+
+/// The hash of a roster, once it was computed. It follows from the rest, so that two rosters are equal without it.
+#[derive(Clone, Debug, Default)]
+struct Computed(OnceLock<DocumentHash>);
+
+impl PartialEq for Computed {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Computed {}
 
 impl Roster {
     /// The roster of a cohort that has just formed.
     pub fn new(context: CohortContext, seats: impl IntoIterator<Item = PublicKey>, most_per_seat: u32) -> Self {
         let seats = seats.into_iter().map(|seat| (seat, BTreeSet::new())).collect();
-        Self { context, seats, rows: BTreeMap::new(), row_count: 0, most_per_seat }
+        let hash = Computed::default();
+        Self { context, seats, log: Arc::default(), rows: BTreeMap::new(), most_per_seat, hash }
+    }
+
+    /// The roster after these rows, which were [checked](Self::check) before they were stored.
+    pub(super) fn after(mut self, rows: &Arc<Vec<Row>>) -> Self {
+        rows.iter().for_each(|row| self.apply(row));
+        if *self.log == **rows {
+            self.log = Arc::clone(rows);
+        }
+        self
     }
 
     /// The cohort.
@@ -151,20 +177,43 @@ impl Roster {
         self.seats.get(seat).unwrap_or(&NONE).iter()
     }
 
+    /// How many seats have at least so many indexes.
+    pub(super) fn seats_with(&self, least: usize) -> usize {
+        self.seats.values().filter(|indexes| indexes.len() >= least).count()
+    }
+
     /// The seat to which an index is registered.
     pub fn seat_of(&self, index: &DidIndex) -> Option<&PublicKey> {
-        let row = self.rows.get(index)?;
+        let row = self.row(index)?;
         (row.action == RowAction::Register).then_some(&row.seat)
     }
 
     /// The last row of an index, also of a former one.
     pub fn row(&self, index: &DidIndex) -> Option<&Row> {
-        self.rows.get(index)
+        self.log.get(*self.rows.get(index)?)
     }
 
     /// How many rows have led here, from the first one.
-    pub const fn row_count(&self) -> u64 {
-        self.row_count
+    pub fn row_count(&self) -> u64 {
+        self.log.len() as u64
+    }
+
+    /// The rows that have led here, in their order.
+    pub(super) const fn log(&self) -> &Arc<Vec<Row>> {
+        &self.log
+    }
+
+    /// The rows after the first `from`.
+    pub(super) fn rows_from(&self, from: u64) -> &[Row] {
+        usize::try_from(from).ok().and_then(|from| self.log.get(from..)).unwrap_or_default()
+    }
+
+    /// Whether it is `before`, or what further rows have made of it.
+    pub(super) fn extends(&self, before: &Self) -> bool {
+        self.context == before.context
+            && self.most_per_seat == before.most_per_seat
+            && self.seats.keys().eq(before.seats.keys())
+            && (Arc::ptr_eq(&self.log, &before.log) || self.log.starts_with(&before.log))
     }
 
     /// The number of registered indexes.
@@ -179,7 +228,7 @@ impl Roster {
 
     /// The rows that registered what is registered now, by index: what a seat needs that knows nothing yet.
     pub fn registered(&self) -> impl Iterator<Item = &Row> {
-        self.rows.values().filter(|row| row.action == RowAction::Register)
+        self.rows.values().filter_map(|at| self.log.get(*at)).filter(|row| row.action == RowAction::Register)
     }
 
     /// Whether a row may be applied.
@@ -190,7 +239,7 @@ impl Roster {
     pub fn check(&self, row: &Row) -> Result<(), RowProblem> {
         let index = row.did_index;
         let Some(of_seat) = self.seats.get(&row.seat) else { return Err(RowProblem::NotASeat(row.seat)) };
-        let last = self.rows.get(&index).map_or(0, |last| last.serial);
+        let last = self.row(&index).map_or(0, |last| last.serial);
         if row.serial <= last {
             return Err(RowProblem::Serial { index, serial: row.serial, last });
         }
@@ -215,8 +264,9 @@ impl Roster {
                 RowAction::Register => indexes.insert(row.did_index),
                 RowAction::Unregister => indexes.remove(&row.did_index),
             };
-            self.rows.insert(row.did_index, row.clone());
-            self.row_count += 1;
+            self.rows.insert(row.did_index, self.log.len());
+            Arc::make_mut(&mut self.log).push(row.clone());
+            self.hash = Computed::default();
         }
     }
 
@@ -235,13 +285,17 @@ impl Roster {
     /// The hash that an opportunity and every response name: over each seat in KeySort order with the number of its indexes, and each
     /// of these with the serial of its row.
     pub fn hash(&self) -> DocumentHash {
+        *self.hash.0.get_or_init(|| self.compute_hash())
+    }
+
+    fn compute_hash(&self) -> DocumentHash {
         let mut content = Vec::with_capacity(self.seats.len() * 41 + self.len() * 40);
         for (seat, indexes) in &self.seats {
             content.extend(seat.to_bytes());
             content.extend((indexes.len() as u64).to_be_bytes());
             for index in indexes {
                 content.extend(index.as_bytes());
-                content.extend(self.rows.get(index).map_or(0, |row| row.serial).to_be_bytes());
+                content.extend(self.row(index).map_or(0, |row| row.serial).to_be_bytes());
             }
         }
         DocumentHash::from_bytes(self.context.digest(ROSTER, &[&content]))

@@ -88,9 +88,7 @@ struct Running {
     /// With what seats were asked for that have shown something.
     credentials: BTreeMap<PublicKey, Credentials>,
     roster: Arc<Roster>,
-    /// Every row, in the order in which it was registered.
-    log: Vec<Row>,
-    /// How many of them were sent with numbers so far.
+    /// How many of its rows were sent with numbers so far.
     sent: usize,
     /// The highest number that was used.
     last: u64,
@@ -187,8 +185,7 @@ impl StandingCohort {
 
     /// The rows after the first `from`, for a seat that has missed some.
     pub fn rows_from(&self, from: u64) -> &[Row] {
-        let rows = self.running().map_or(&[][..], |running| &running.log);
-        usize::try_from(from).ok().and_then(|from| rows.get(from..)).unwrap_or_default()
+        self.running().map_or(&[][..], |running| running.roster.rows_from(from))
     }
 
     /// The advert, which is repeated until the cohort has formed.
@@ -316,7 +313,6 @@ impl Machine for StandingCohort {
                 seats,
                 credentials,
                 roster: Arc::new(roster),
-                log: Vec::new(),
                 sent: 0,
                 last: 0,
                 open: None,

@@ -8,6 +8,7 @@ use crate::{
         limits::{MAX_PART_BYTES, MAX_PART_ROWS, json_len},
         number::NumberEnd,
         opportunity::{CoinRef, Opportunity, OpportunityKind},
+        roster::Row,
         terms::Absent,
     },
     error::{Reject, RejectCode},
@@ -25,10 +26,15 @@ impl StandingCohort {
         if running.open.is_some()
             || running.coins.next().is_none()
             || running.coins.depth() >= usize::from(self.config.terms.max_unconfirmed)
-            || !self.has_least_dids(running)
         {
             return None;
         }
+        // Last, since it looks at every seat.
+        self.asked_for(running).filter(|_| self.has_least_dids(running))
+    }
+
+    /// When what asks for the next number lets it open.
+    fn asked_for(&self, running: &Running) -> Option<Timestamp> {
         let earliest = self.earliest(running);
         if running.failures > 0 {
             // The same coins again: at once, or after three failures in the cadence.
@@ -58,7 +64,7 @@ impl StandingCohort {
     /// Whether enough seats have the least number of DIDs.
     fn has_least_dids(&self, running: &Running) -> bool {
         let least = usize::try_from(self.config.terms.min_dids_per_participant).unwrap_or(usize::MAX);
-        let ready = running.roster.seats().filter(|seat| running.roster.indexes(seat).len() >= least).count();
+        let ready = running.roster.seats_with(least);
         let needed = match self.config.terms.absent {
             Absent::Wait => running.seats.len(),
             Absent::Proceed => self.config.terms.spenders(running.seats.len()),
@@ -116,7 +122,7 @@ impl StandingCohort {
         }
         let kind = if coins.len() > 1 { OpportunityKind::Refresh } else { OpportunityKind::Announcement };
         // A seat that has missed rows fetches them; so does each of them where they are many.
-        let rows = &running.log[running.sent..];
+        let rows = running.unsent();
         let transactions = running.coins.transactions();
         let bytes = || json_len(&rows) + json_len(&transactions);
         let rows = if rows.len() > MAX_PART_ROWS || bytes() > MAX_PART_BYTES { Vec::new() } else { rows.to_vec() };
@@ -155,25 +161,26 @@ impl StandingCohort {
 }
 
 impl Running {
+    /// The rows that were sent with no number yet.
+    pub(super) fn unsent(&self) -> &[Row] {
+        self.roster.rows_from(self.sent as u64)
+    }
+
     pub(super) fn apply(&mut self, event: &CohortEvent) {
         match event {
             CohortEvent::RowsSettled { registered, .. } => {
-                let mut roster = (*self.roster).clone();
+                let roster = Arc::make_mut(&mut self.roster);
                 for row in registered {
                     if roster.row(&row.did_index) != Some(row) {
                         roster.apply(row);
-                        self.log.push(row.clone());
                     }
                 }
-                self.roster = Arc::new(roster);
             }
             CohortEvent::PendingReceived { seat, .. } => drop(self.pending.insert(*seat)),
             CohortEvent::CoinArrived { coin, .. } => self.coins.deposit(*coin),
             CohortEvent::RowsRestored { rows, .. } => {
-                let mut roster = (*self.roster).clone();
+                let roster = Arc::make_mut(&mut self.roster);
                 rows.iter().for_each(|row| roster.apply(row));
-                self.log.extend(rows.iter().cloned());
-                self.roster = Arc::new(roster);
             }
             CohortEvent::NumberPlanned { opportunity, by_fallback, .. } => {
                 self.last = opportunity.number;
@@ -185,7 +192,7 @@ impl Running {
                     is_signed: false,
                 });
                 // Later rows are those of the next number.
-                self.sent = self.log.len();
+                self.sent = self.roster.log().len();
             }
             CohortEvent::NumberOpened { at, signature } => {
                 if let Some(open) = &mut self.open {

@@ -33,7 +33,7 @@ pub struct SavedCohort {
     seats: BTreeMap<PublicKey, Did>,
     #[serde(default)]
     credentials: BTreeMap<PublicKey, Credentials>,
-    log: Vec<Row>,
+    log: Arc<Vec<Row>>,
     sent: usize,
     last: u64,
     open: Option<SavedNumber>,
@@ -67,7 +67,7 @@ impl StandingCohort {
             output: running.output,
             seats: running.seats,
             credentials: running.credentials,
-            log: running.log,
+            log: Arc::clone(running.roster.log()),
             sent: running.sent,
             last: running.last,
             open,
@@ -83,16 +83,16 @@ impl StandingCohort {
 
     pub(super) fn restore(&mut self, saved: &SavedCohort) {
         let most = self.config.terms.max_dids_per_participant;
-        let roster_of = |rows: &[Row]| {
-            let mut roster = Roster::new(self.context(&saved.output), saved.seats.keys().copied(), most);
-            // They were checked before they were registered.
-            rows.iter().for_each(|row| roster.apply(row));
-            Arc::new(roster)
+        let roster_of = |rows: &Arc<Vec<Row>>| {
+            let roster = Roster::new(self.context(&saved.output), saved.seats.keys().copied(), most);
+            Arc::new(roster.after(rows))
         };
         let roster = roster_of(&saved.log);
         let open = saved.open.clone().map(|SavedNumber { opportunity, by_fallback, is_signed, pending }| {
-            let sent = saved.log.get(..saved.sent).unwrap_or(&saved.log);
-            let at_opening = if sent.len() == saved.log.len() { Arc::clone(&roster) } else { roster_of(sent) };
+            let at_opening = match saved.log.get(..saved.sent) {
+                Some(sent) if sent.len() < saved.log.len() => roster_of(&Arc::new(sent.to_vec())),
+                _ => Arc::clone(&roster),
+            };
             OpenNumber { opportunity, roster: at_opening, by_fallback, is_signed, pending }
         });
         self.phase = Phase::Running(Box::new(Running {
@@ -100,7 +100,6 @@ impl StandingCohort {
             seats: saved.seats.clone(),
             credentials: saved.credentials.clone(),
             roster,
-            log: saved.log.clone(),
             sent: saved.sent,
             last: saved.last,
             open,

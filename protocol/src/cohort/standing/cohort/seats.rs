@@ -171,7 +171,7 @@ impl StandingCohort {
         // Every seat verifies every row: one that registers and releases without end must not make the others work for it.
         let most =
             usize::try_from(self.config.terms.max_dids_per_participant).unwrap_or(usize::MAX).saturating_mul(2);
-        let of_seat = running.log[running.sent..].iter().filter(|row| row.seat == seat).count();
+        let of_seat = running.unsent().iter().filter(|row| row.seat == seat).count();
         for (asked, problem) in rows {
             let AskedRow { did_index, serial, .. } = asked;
             let row = row_of(seat, asked);
@@ -180,7 +180,7 @@ impl StandingCohort {
                 known.push((*did_index, *serial));
                 continue;
             }
-            let since = running.log[running.sent..].iter().chain(&registered);
+            let since = running.unsent().iter().chain(&registered);
             let problem = match problem {
                 Some(problem) => Some(problem.clone()),
                 // A release and a registration: more of one index between two numbers only make every seat verify them.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use bitcoin::{FeeRate, TxOut};
+use bitcoin::{FeeRate, Transaction, TxOut};
 use musig2::{AggNonce, PartialSignature, PubNonce};
 
 use super::{Confirmed, Confirming, Decided, Number, NumberEffect, NumberEnd, NumberEvent, Phase, Why};
@@ -24,11 +24,13 @@ use crate::{
 };
 
 impl Confirming {
+    fn has_answered(&self, seat: &PublicKey) -> bool {
+        self.partials.contains_key(seat) || self.fallback.contains_key(seat) || self.refused.contains_key(seat)
+    }
+
     pub(super) fn awaited(&self) -> Vec<PublicKey> {
-        let answered = |seat: &PublicKey| {
-            self.partials.contains_key(seat) || self.fallback.contains_key(seat) || self.refused.contains_key(seat)
-        };
-        self.board.responses().iter().map(|response| response.seat).filter(|seat| !answered(seat)).collect()
+        let seats = self.board.responses().iter().map(|response| response.seat);
+        seats.filter(|seat| !self.has_answered(seat)).collect()
     }
 
     /// The end at the deadline.
@@ -136,12 +138,11 @@ impl Number {
         {
             return reject(RejectCode::WrongCohort, "a confirmation of another number or board");
         }
-        if !confirming.awaited().contains(&seat) {
-            return if confirming.board.response(&seat).is_some() {
-                Ok(Vec::new())
-            } else {
-                reject(RejectCode::NotAMember, "the seat has not responded to this number")
-            };
+        if confirming.board.response(&seat).is_none() {
+            return reject(RejectCode::NotAMember, "the seat has not responded to this number");
+        }
+        if confirming.has_answered(&seat) {
+            return Ok(Vec::new());
         }
         let received = |confirmed| NumberEvent::ConfirmationReceived { at: now, seat, confirmed };
         match (&confirmation.partial_signatures, &confirmation.fallback_signatures, &confirmation.refusal) {
@@ -150,9 +151,9 @@ impl Number {
                     return reject(RejectCode::BadPartialSignature, "not valid for the seat's key and nonces");
                 }
                 let mut events = vec![received(Confirmed::Partials(partials.clone()))];
-                let mut all = confirming.partials.clone();
-                all.insert(seat, partials.clone());
-                if all.len() == self.task.seats.len() {
+                if confirming.partials.len() + 1 == self.task.seats.len() {
+                    let mut all = confirming.partials.clone();
+                    all.insert(seat, partials.clone());
                     events.push(NumberEvent::Ended { at: now, end: self.by_key(confirming, &all) });
                 }
                 Ok(events)
@@ -165,9 +166,9 @@ impl Number {
                     return reject(RejectCode::BadFallbackSignature, "not valid for the seat's key");
                 }
                 let mut events = vec![received(Confirmed::Fallback(signatures.clone()))];
-                let mut all = confirming.fallback.clone();
-                all.insert(seat, signatures.clone());
-                if all.len() == self.task.terms.spenders(self.task.seats.len()) {
+                if confirming.fallback.len() + 1 == self.task.terms.spenders(self.task.seats.len()) {
+                    let mut all = confirming.fallback.clone();
+                    all.insert(seat, signatures.clone());
                     events.push(NumberEvent::Ended { at: now, end: self.by_fallback(confirming, &all) });
                 }
                 Ok(events)
@@ -198,15 +199,27 @@ impl Number {
             .unwrap_or_default()
     }
 
+    /// What verifies the partial signatures of each input; `None` for an input whose aggregate nonce is not valid.
+    pub(super) fn verifiers(
+        &self,
+        transaction: &Transaction,
+        mode: Mode,
+        aggregated: &[Bytes<66>],
+    ) -> Vec<Option<PartialVerifier>> {
+        let digests = sighashes(transaction, &self.task.output, &self.task.coins(), mode).unwrap_or_default();
+        let each = digests.into_iter().zip(aggregated);
+        each.map(|(digest, aggregated)| PartialVerifier::new(&self.task.output, digest, aggregated)).collect()
+    }
+
     fn are_valid(&self, confirming: &Confirming, seat: &PublicKey, partials: &[Bytes<32>]) -> bool {
-        let digests = self.digests(confirming);
-        let each = digests.into_iter().zip(partials).zip(&confirming.aggregated).enumerate();
+        let each = confirming.verifiers.iter().zip(partials).enumerate();
         partials.len() == confirming.aggregated.len()
-            && each.into_iter().all(|(input, ((digest, partial), aggregated))| {
-                let verifier = PartialVerifier::new(&self.task.output, digest, aggregated);
+            && partials.len() == confirming.verifiers.len()
+            && each.into_iter().all(|(input, (verifier, partial))| {
                 let nonce = confirming.nonce_of(seat, input);
                 partial.0 != [0; 32]
                     && verifier
+                        .as_ref()
                         .zip(nonce)
                         .is_some_and(|(verifier, nonce)| verifier.verify(&self.task.output, seat, &nonce, partial))
             })
@@ -245,12 +258,7 @@ impl Number {
         }
     }
 
-    fn signed(
-        &self,
-        confirming: &Confirming,
-        transaction: bitcoin::Transaction,
-        signers: Vec<PublicKey>,
-    ) -> NumberEnd {
+    fn signed(&self, confirming: &Confirming, transaction: Transaction, signers: Vec<PublicKey>) -> NumberEnd {
         NumberEnd::Signed {
             transaction: Arc::new(transaction),
             mode: confirming.mode,

@@ -28,6 +28,7 @@ use crate::{
     machine::Machine,
     message::Bytes,
     output::{BeaconOutput, Coin},
+    signing::partial::PartialVerifier,
     time::Timestamp,
 };
 
@@ -121,6 +122,8 @@ struct Confirming {
     mode: Mode,
     transaction: Transaction,
     aggregated: Vec<Bytes<66>>,
+    /// For each input, by key path. They follow from the rest.
+    verifiers: Vec<Option<PartialVerifier>>,
     partials: BTreeMap<PublicKey, Vec<Bytes<32>>>,
     fallback: BTreeMap<PublicKey, Vec<Signature>>,
     refused: BTreeMap<PublicKey, String>,
@@ -296,12 +299,15 @@ impl Machine for Number {
                 NumberEvent::RequestMade { until, transaction, aggregated, .. },
                 Phase::Pricing { board, mode, .. },
             ) => {
+                let (board, mode) = (Arc::clone(board), *mode);
+                let verifiers = self.verifiers(transaction, mode, aggregated);
                 self.phase = Phase::Confirming(Box::new(Confirming {
                     until: *until,
-                    board: Arc::clone(board),
-                    mode: *mode,
+                    board,
+                    mode,
                     transaction: transaction.clone(),
                     aggregated: aggregated.clone(),
+                    verifiers,
                     partials: BTreeMap::new(),
                     fallback: BTreeMap::new(),
                     refused: BTreeMap::new(),

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use super::{Answer, Current, Decided, Seat, SeatEffect, SeatEvent, Seated, Stage};
 use crate::{
     cohort::standing::{
-        board::Board,
+        board::{Board, BoardProblem},
         message::{Confirmation, ConfirmationRequest, EndKind, NumberEndedNotice, StandingMessage},
         opportunity::OpportunityKind,
         transaction::{Mode, TransactionCheck, sighashes},
     },
     error::{Reject, RejectCode},
-    hash::{DidIndex, sha256},
+    hash::DidIndex,
     key::Signature,
     message::Bytes,
     time::Timestamp,
@@ -96,13 +96,13 @@ impl Seat {
             let refusal = Some(reject.detail);
             Ok(vec![SeatEvent::Confirmed { at: now, number, partials: None, fallback: None, refusal }])
         };
-        // Other bytes than those that were asked for: the right ones can still come.
-        if sha256(bytes) != *request.board_hash.as_bytes() {
-            return Err(self.reject(RejectCode::DataMismatch, "the bytes are not the board that was asked for"));
-        }
-        let board = match self.board(current, &request.board_hash, bytes) {
+        let board = match self.config.boards.read(bytes, &request.board_hash, self.place(current)) {
             Ok(board) => board,
-            Err(reject) => return problem(reject),
+            // Other bytes than those that were asked for: the right ones can still come.
+            Err(BoardProblem::Hash { .. }) => {
+                return Err(self.reject(RejectCode::DataMismatch, "the bytes are not the board that was asked for"));
+            }
+            Err(other) => return problem(self.reject(RejectCode::DataMismatch, other)),
         };
         if board.response(&self.config.seat) != current.response.as_deref() {
             return problem(
@@ -126,7 +126,7 @@ impl Seat {
         if let Err(fault) = check.check(&request.pending_tx) {
             return problem(self.reject(RejectCode::TransactionMismatch, fault));
         }
-        let all_responded = board.absent().next().is_none();
+        let all_responded = board.is_complete();
         let nonces = if request.mode == Mode::Key { coins.len() } else { 0 };
         if request.aggregated_nonces.len() != nonces || request.mode == Mode::Key && !all_responded {
             return problem(self.reject(RejectCode::DataMismatch, "the mode does not fit the board"));

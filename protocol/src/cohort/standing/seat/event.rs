@@ -189,7 +189,7 @@ pub enum SeatEvent {
         /// The opportunity, signed by the service.
         opportunity: Arc<Opportunity>,
         /// The rows that this seat did not know.
-        rows: Vec<Row>,
+        rows: Arc<Vec<Row>>,
     },
     /// The host has chosen the updates. From here on each of them may be announced: other seats may sign by fallback.
     Committed {

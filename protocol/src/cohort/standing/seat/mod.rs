@@ -39,7 +39,7 @@ use super::{
     opportunity::Opportunity,
     reader::BoardReader,
     response::Response,
-    roster::{Roster, Row},
+    roster::Roster,
     seed::SeatSeed,
     terms::{StandingBeacon, StandingPolicy, StandingTerms},
 };
@@ -133,10 +133,19 @@ struct Current {
     opportunity: Arc<Opportunity>,
     /// The roster at the opening.
     roster: Arc<Roster>,
+    /// In the order of their indexes.
     updates: Vec<(DidIndex, u64, DocumentHash)>,
     given: Vec<(Did, Option<Value>)>,
     response: Option<Arc<Response>>,
     stage: Stage,
+}
+
+impl Current {
+    /// The update of an index.
+    fn update_of(&self, index: &DidIndex) -> Option<&DocumentHash> {
+        let at = self.updates.binary_search_by_key(index, |(of, ..)| *of);
+        at.ok().map(|at| &self.updates[at].2)
+    }
 }
 
 /// A seat of a formed cohort.
@@ -153,8 +162,6 @@ struct Seated {
     missed: Option<Arc<Opportunity>>,
     current: Option<Current>,
     record: Record,
-    /// Every row, in the order of the roster: for a service that has lost some.
-    log: Vec<Row>,
     /// The own indexes of which k seats have signed that they are this seat's.
     registered: BTreeSet<DidIndex>,
     ends: Ends,
@@ -318,7 +325,6 @@ impl Machine for Seat {
                 missed: None,
                 current: None,
                 record: Record::default(),
-                log: Vec::new(),
                 registered: BTreeSet::new(),
                 ends: Ends::default(),
                 peers: Vec::new(),
@@ -343,7 +349,7 @@ impl Machine for Seat {
                     seated.asked.remove(&(*index, *serial));
                 }
             }
-            _ => seated.apply(event),
+            _ => seated.apply(event, &*self.config.boards),
         }
     }
 
@@ -421,7 +427,7 @@ impl Seat {
     fn evidence(&self, seated: &Seated, known: &Opportunity, row_count: u64) -> Vec<SeatEffect> {
         let cohort_id = self.config.cohort_id.clone();
         let opened = OpportunityOpened { cohort_id, opportunity: known.clone() };
-        let forgotten = usize::try_from(row_count).ok().and_then(|from| seated.log.get(from..)).unwrap_or_default();
+        let forgotten = seated.roster.rows_from(row_count);
         let rows = RowsReturned::split(&self.config.cohort_id, row_count, forgotten).into_iter().map(Into::into);
         std::iter::once(opened.into()).chain(rows).map(SeatEffect::Send).collect()
     }

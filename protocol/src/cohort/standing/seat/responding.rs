@@ -7,8 +7,9 @@ use crate::{
     beacon::did_index,
     cohort::standing::{
         opportunity::{Opportunity, OpportunityKind},
+        reader::BoardReader,
         response::{Entry, Response, ResponseContent},
-        roster::Row,
+        roster::{Roster, Row},
         terms::{StandingBeacon, Updates},
     },
     error::{Reject, RejectCode},
@@ -59,12 +60,17 @@ impl Seat {
         if let Err(problem) = seated.record.may_answer(now, opportunity, &self.config.terms) {
             return refuse(RejectCode::UnacceptableTerms, problem);
         }
+        // Another seat of this process, or its service, has checked the same rows.
+        let known = self.config.boards.roster(&seated.roster, &opportunity.roster_hash, opportunity.row_count);
+        if let Some((roster, rows)) = known.filter(|(roster, _)| roster.log().ends_with(&opportunity.rows)) {
+            return self.accept(now, seated, opportunity, &roster, rows);
+        }
         let before = opportunity.row_count.checked_sub(opportunity.rows.len() as u64);
         match before.and_then(|before| seated.roster.row_count().checked_sub(before)) {
             // What this seat knows of them already is not applied again.
             Some(known) if known <= opportunity.rows.len() as u64 => {
                 let rows = usize::try_from(known).ok().and_then(|known| opportunity.rows.get(known..));
-                self.accept(now, seated, opportunity, rows.unwrap_or_default())
+                self.follow(now, seated, opportunity, rows.unwrap_or_default())
             }
             Some(_) => refuse(RejectCode::DataMismatch, "fewer rows than this seat knows".to_owned()),
             None if before.is_none() => refuse(RejectCode::Malformed, "fewer rows in all than in it".to_owned()),
@@ -82,26 +88,43 @@ impl Seat {
         let count = opportunity.row_count.saturating_sub(seated.roster.row_count());
         let rows = usize::try_from(count).ok().and_then(|count| rows.get(..count));
         match rows {
-            Some(rows) => self.accept(now, seated, opportunity, rows),
+            Some(rows) => self.follow(now, seated, opportunity, rows),
             None => Err(self.reject(RejectCode::DataMismatch, "fewer rows than the opportunity has")),
         }
     }
 
-    /// Accepts an opportunity if these rows lead to its roster, and the roster has everything that the service has acknowledged to this
-    /// seat.
-    fn accept(&self, now: Timestamp, seated: &Seated, opportunity: &Opportunity, rows: &[Row]) -> Decided {
-        let mut roster = (*seated.roster).clone();
-        roster.follow(rows).map_err(|problem| self.reject(RejectCode::DataMismatch, problem))?;
+    /// Accepts an opportunity if these rows lead to its roster.
+    fn follow(&self, now: Timestamp, seated: &Seated, opportunity: &Opportunity, rows: &[Row]) -> Decided {
+        let mut roster = Arc::clone(&seated.roster);
+        if !rows.is_empty() {
+            let follows = Arc::make_mut(&mut roster).follow(rows);
+            follows.map_err(|problem| self.reject(RejectCode::DataMismatch, problem))?;
+        }
         if roster.hash() != opportunity.roster_hash || roster.row_count() != opportunity.row_count {
             return Err(
                 self.reject(RejectCode::DataMismatch, "the rows do not lead to the roster of the opportunity")
             );
         }
+        let roster = self.config.boards.shared(roster);
+        self.accept(now, seated, opportunity, &roster, Arc::new(rows.to_vec()))
+    }
+
+    /// Accepts an opportunity if its roster has everything that the service has acknowledged to this seat. `rows` are those that this seat does
+    /// not know.
+    fn accept(
+        &self,
+        now: Timestamp,
+        seated: &Seated,
+        opportunity: &Opportunity,
+        roster: &Roster,
+        rows: Arc<Vec<Row>>,
+    ) -> Decided {
+        let is_own = |row: &&Row, serial: u64| row.seat == self.config.seat && row.serial >= serial;
         let is_there = |index: &DidIndex, serial: u64| {
-            let before = seated.roster.row(index).into_iter();
-            before
-                .chain(rows.iter().filter(|row| row.did_index == *index))
-                .any(|row| row.seat == self.config.seat && row.serial >= serial)
+            let last = [seated.roster.row(index), roster.row(index)];
+            last.into_iter().flatten().any(|row| is_own(&row, serial))
+                // The index has moved on since.
+                || rows.iter().filter(|row| row.did_index == *index).any(|row| is_own(&row, serial))
         };
         let missing = seated
             .acknowledged
@@ -112,7 +135,7 @@ impl Seat {
                 format!("the roster lacks the row {serial} of {index}, which the service has acknowledged");
             return Err(self.reject(RejectCode::DataMismatch, detail));
         }
-        let (opportunity, rows) = (Arc::new(opportunity.clone()), rows.to_vec());
+        let opportunity = Arc::new(opportunity.clone());
         Ok(vec![SeatEvent::OpportunityAccepted { at: now, opportunity, rows }])
     }
 
@@ -215,10 +238,7 @@ impl Seat {
             (OpportunityKind::Announcement, StandingBeacon::Smt) => current
                 .roster
                 .indexes(&self.config.seat)
-                .map(|index| {
-                    let update = current.updates.iter().find(|(known, ..)| known == index).map(|(.., hash)| hash);
-                    Entry::leaf(*index, &self.leaf_nonce(number, index), update)
-                })
+                .map(|index| Entry::leaf(*index, &self.leaf_nonce(number, index), current.update_of(index)))
                 .collect(),
         };
         entries.sort();
@@ -260,16 +280,22 @@ impl Seat {
 }
 
 impl Seated {
-    pub(super) fn apply(&mut self, event: &SeatEvent) {
+    pub(super) fn apply(&mut self, event: &SeatEvent, boards: &dyn BoardReader) {
         match event {
             SeatEvent::RowsMissed { opportunity, .. } => self.missed = Some(Arc::clone(opportunity)),
             SeatEvent::OpportunityAccepted { opportunity, rows, .. } => {
-                let mut roster = (*self.roster).clone();
                 self.acknowledged.retain(|_, (_, from)| *from > opportunity.number);
+                self.missed = None;
                 // They were checked when the event was decided.
-                rows.iter().for_each(|row| roster.apply(row));
-                self.log.extend(rows.iter().cloned());
-                (self.roster, self.missed) = (Arc::new(roster), None);
+                let known = boards.roster(&self.roster, &opportunity.roster_hash, opportunity.row_count);
+                match known.filter(|(_, known)| known == rows) {
+                    Some((roster, _)) => self.roster = roster,
+                    None if rows.is_empty() => {}
+                    None => {
+                        let roster = Arc::make_mut(&mut self.roster);
+                        rows.iter().for_each(|row| roster.apply(row));
+                    }
+                }
                 self.current = Some(Current {
                     opportunity: Arc::clone(opportunity),
                     roster: Arc::clone(&self.roster),

@@ -39,7 +39,7 @@ pub struct SavedSeat {
     missed: Option<Arc<Opportunity>>,
     current: Option<SavedCurrent>,
     record: Record,
-    log: Vec<Row>,
+    log: Arc<Vec<Row>>,
     registered: BTreeSet<DidIndex>,
     #[serde(default)]
     ends: Ends,
@@ -81,7 +81,7 @@ impl Seat {
             missed: seated.missed,
             current,
             record: seated.record,
-            log: seated.log,
+            log: Arc::clone(seated.roster.log()),
             registered: seated.registered,
             ends: seated.ends,
             peers: seated.peers,
@@ -90,19 +90,17 @@ impl Seat {
 
     pub(super) fn restore(&mut self, saved: &SavedSeat) {
         let config = &self.config;
-        let roster_of = |rows: &[Row]| {
+        let roster_of = |rows: &Arc<Vec<Row>>| {
             let context = context_of(&config.terms, &config.service, &config.cohort_id, &saved.output);
             let keys = saved.output.keys().iter().copied();
-            let mut roster = Roster::new(context, keys, config.terms.max_dids_per_participant);
-            // They were checked before they were stored.
-            rows.iter().for_each(|row| roster.apply(row));
-            Arc::new(roster)
+            let roster = Roster::new(context, keys, config.terms.max_dids_per_participant).after(rows);
+            config.boards.shared(Arc::new(roster))
         };
         let roster = roster_of(&saved.log);
         let current = saved.current.clone().map(|current| {
             let rows = usize::try_from(current.opportunity.row_count).ok().and_then(|count| saved.log.get(..count));
             let at_opening = match rows {
-                Some(rows) if rows.len() < saved.log.len() => roster_of(rows),
+                Some(rows) if rows.len() < saved.log.len() => roster_of(&Arc::new(rows.to_vec())),
                 _ => Arc::clone(&roster),
             };
             let SavedCurrent { opportunity, updates, given, response, stage } = current;
@@ -117,7 +115,6 @@ impl Seat {
             missed: saved.missed.clone(),
             current,
             record: saved.record.clone(),
-            log: saved.log.clone(),
             registered: saved.registered.clone(),
             ends: saved.ends.clone(),
             peers: saved.peers.clone(),

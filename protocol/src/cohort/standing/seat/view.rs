@@ -148,7 +148,7 @@ impl Seat {
         let entry = |index: &DidIndex| OwnEntry {
             index: *index,
             nonce: is_smt.then(|| self.leaf_nonce(number, index)),
-            update: current.updates.iter().find(|(of, ..)| of == index).map(|(.., hash)| *hash),
+            update: current.update_of(index).copied(),
         };
         current.roster.indexes(&self.config.seat).map(entry).collect()
     }

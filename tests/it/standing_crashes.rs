@@ -164,7 +164,7 @@ impl World {
 
     /// The cohort forms, and each member registers a DID whose genesis document lists the beacon.
     async fn form(&mut self) {
-        let faucet = Faucet::new(&self.blocks, 4).await;
+        let mut faucet = Faucet::new(&self.blocks, 4).await;
         (0..SEATS).for_each(|number| self.start(number));
         let formed = self.service.program.event("standing-formed");
         let address = text(&formed["beaconAddress"]).to_owned();
@@ -236,11 +236,10 @@ impl World {
     /// What service and first member have signed so far: one transaction of each number, in all their lives.
     fn note(&mut self) {
         let member = self.members[0].program.as_mut().unwrap();
-        for (program, name, known) in [
-            (&mut self.service.program, "number-signed", &mut self.signed),
-            (member, "seat-signed", &mut self.signed),
-        ] {
-            let known = &mut known[usize::from(name == "seat-signed")];
+        let [of_service, of_member] = &mut self.signed;
+        for (program, name, known) in
+            [(&mut self.service.program, "number-signed", of_service), (member, "seat-signed", of_member)]
+        {
             program.read();
             for event in program.seen().iter().filter(|event| event["event"] == name) {
                 let (number, txid) = (event["number"].as_u64().unwrap(), text(&event["txid"]).to_owned());

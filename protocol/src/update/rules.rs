@@ -291,7 +291,7 @@ impl<'a> Check<'a> {
     fn key(&self) -> Result<PublicKey, UpdateError> {
         match self.key.get() {
             Some(key) => Ok(*key),
-            None => self.find_key().inspect(|key| drop(self.key.set(*key))),
+            None => self.find_key().map(|key| *self.key.get_or_init(|| key)),
         }
     }
 

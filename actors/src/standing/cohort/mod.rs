@@ -240,18 +240,6 @@ impl StandingCohortActor {
         self.shared.load.send(outbound, &self.outbound);
     }
 
-    /// Asks the host a question and feeds its answer to the machine.
-    fn ask<F>(&mut self, question: F, ctx: &mut Context<Self>)
-    where
-        F: Future<Output = Option<CohortInput>> + 'static,
-    {
-        ctx.spawn(question.into_actor(self).map(|answer, actor, ctx| {
-            if let Some(input) = answer {
-                actor.feed(input, ctx);
-            }
-        }));
-    }
-
     /// Watches the beacon address, once the cohort has formed.
     fn watch(&mut self, ctx: &mut Context<Self>) {
         let (Some(view), Some(output)) = (&self.shared.chain, self.engine.machine().output()) else { return };

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     journal::Journal,
     standing::notice::SeatNotice,
-    supervisor::End,
+    supervision::End,
     transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent, memory::MemoryTransport},
 };
 use btcr2_aggregation_protocol::{

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use btcr2_aggregation_actors::{
-    supervisor::End,
+    supervision::End,
     transport::{ConnectError, Connection, Delivery, Inbox, Outbound, Transport, Unsent},
 };
 use btcr2_aggregation_protocol::{

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use btcr2_aggregation_actors::{
     journal::{Archived, Journal, JournalError, Record, StreamId},
     standing::boards::{BoardError, BoardStore},
-    supervisor::End,
+    supervision::End,
     transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent},
 };
 use btcr2_aggregation_protocol::{

@@ -138,7 +138,7 @@ fn world_did(number: usize) -> String {
 fn a_nonce_signs_once_across_numbers_and_inputs() {
     let mut world = world(StandingBeacon::Smt);
     let output = world.service.cohort.output().unwrap().clone();
-    let mut signer = SeatSigner::new(Arc::new(SecretKey::from_bytes(&world.seats[0].key.to_bytes()).unwrap()));
+    let mut signer = SeatSigner::new(Arc::new(SecretKey::from_hex(&world.seats[0].key.to_hex()).unwrap()));
     let mut aggregated = |public: &[Bytes<66>]| -> Vec<Bytes<66>> {
         let others = [1, 2].map(|at: usize| {
             let key = &world.seats[at].key;

@@ -36,7 +36,7 @@ use btcr2_aggregation::{
             StandingTerms, Updates,
             cohort::CohortInput,
             message::{AskedRow, ControlProof},
-            seat::SeatUpdate,
+            seat::{KnownVersions, SeatUpdate},
         },
         did::Did,
         document::initial_document,
@@ -272,7 +272,7 @@ impl SeatPolicy for Controller {
         Some(Control { proof, genesis_document: None, sidecar: None })
     }
 
-    async fn has_updates(&self, _: &SeatView) -> bool {
+    async fn has_updates(&self, _: &SeatView, _: &KnownVersions) -> bool {
         // The example claims them itself, so that it knows when a number begins.
         false
     }

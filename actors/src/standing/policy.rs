@@ -8,7 +8,7 @@ use btcr2_aggregation_protocol::{
     cohort::standing::{
         ArchivedBoard, Board, Mode, Opportunity, RowAction, StandingPolicy, StandingTerms,
         message::{AskedRow, ControlProof},
-        seat::{OwnEntry, SeatUpdate},
+        seat::{KnownVersions, OwnEntry, SeatUpdate},
     },
     did::Did,
     hash::{DidIndex, DocumentHash, SignalBytes},
@@ -274,8 +274,8 @@ pub trait SeatPolicy: Send + Sync {
     /// not sent.
     async fn proves(&self, did: &Did, digest: &[u8; 32]) -> Option<Control>;
 
-    /// Whether there are updates to announce.
-    async fn has_updates(&self, seat: &SeatView) -> bool;
+    /// Whether there are updates that [need a number](KnownVersions::needs_number), by what the seat knows and what the host knows.
+    async fn has_updates(&self, seat: &SeatView, known: &KnownVersions) -> bool;
 
     /// The updates of a number.
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen;

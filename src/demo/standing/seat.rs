@@ -19,7 +19,11 @@ use crate::{
     },
     protocol::{
         beacon::{BeaconData, did_index},
-        cohort::standing::{RowAction, StandingPolicy, Updates, message::ControlProof, seat::SeatUpdate},
+        cohort::standing::{
+            RowAction, StandingPolicy, Updates,
+            message::ControlProof,
+            seat::{KnownVersions, SeatUpdate},
+        },
         did::Did,
         hash::{DidIndex, SignalBytes},
         identity::Identity,
@@ -164,8 +168,12 @@ impl SeatPolicy for DemoSeat {
         Some(Control { proof, genesis_document: None, sidecar: None })
     }
 
-    async fn has_updates(&self, _: &SeatView) -> bool {
-        !*self.is_silent.borrow() && self.lock().controlled.iter().any(|controlled| controlled.next.is_some())
+    async fn has_updates(&self, _: &SeatView, known: &KnownVersions) -> bool {
+        let needs_number = |controlled: &Controlled| {
+            let next = controlled.next.as_ref();
+            next.is_some_and(|(update, _)| known.needs_number(&controlled.index, update.version))
+        };
+        !*self.is_silent.borrow() && self.lock().controlled.iter().any(needs_number)
     }
 
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {

@@ -26,7 +26,7 @@ use crate::{
         cohort::standing::{
             Board, OpportunityKind, RowAction, StandingPolicy, Updates,
             message::ControlProof,
-            seat::{OwnEntry, SeatUpdate},
+            seat::{KnownVersions, OwnEntry, SeatUpdate},
         },
         did::Did,
         document,
@@ -170,10 +170,11 @@ impl StandingController {
     }
 
     /// Whether the directory has an update that is not known to be final: files stay in it.
-    fn has_prepared(&self) -> bool {
+    fn has_prepared(&self, known: &KnownVersions) -> bool {
         let prepared = self.prepared();
         let finals = self.finals();
-        prepared.keys().any(|(index, version)| finals.get(index).is_none_or(|known| version > known))
+        let is_open = |index, version: &u64| finals.get(index).is_none_or(|known| version > known);
+        prepared.keys().any(|(index, version)| is_open(index, version) && known.needs_number(index, *version))
     }
 
     /// The version of a DID that is final, and the update that may follow in this number.
@@ -367,8 +368,8 @@ impl SeatPolicy for StandingController {
         Some(Control { proof, genesis_document, sidecar })
     }
 
-    async fn has_updates(&self, _: &SeatView) -> bool {
-        self.has_prepared()
+    async fn has_updates(&self, _: &SeatView, known: &KnownVersions) -> bool {
+        self.has_prepared(known)
     }
 
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {
@@ -429,14 +430,14 @@ mod tests {
                 json!({ "patch": [], "targetVersionId": version, "proof": { "invocationTarget": did.as_str() } });
             std::fs::write(dir.path().join(format!("{version}.json")), update.to_string()).unwrap();
         };
-        assert!(!controller.has_prepared());
+        assert!(!controller.has_prepared(&KnownVersions::default()));
         prepare(2);
-        assert!(controller.has_prepared(), "nothing is known of the DID yet");
+        assert!(controller.has_prepared(&KnownVersions::default()), "nothing is known of the DID yet");
         controller.finals().insert(did_index(&did), 1);
-        assert!(controller.has_prepared());
+        assert!(controller.has_prepared(&KnownVersions::default()));
         controller.finals().insert(did_index(&did), 2);
-        assert!(!controller.has_prepared(), "its file is still there");
+        assert!(!controller.has_prepared(&KnownVersions::default()), "its file is still there");
         prepare(3);
-        assert!(controller.has_prepared());
+        assert!(controller.has_prepared(&KnownVersions::default()));
     }
 }

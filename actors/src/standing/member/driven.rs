@@ -152,6 +152,8 @@ impl Driven for SeatActor {
             }
             SeatEvent::CoinSpent { coin, by, .. } => {
                 self.report_settled();
+                // What was not on it needs another number; so does what followed on it.
+                self.claim(ctx);
                 let outpoint = OutPoint::new(coin.txid, coin.vout);
                 SeatNotice::CoinSpent { seat, cohort_id, outpoint, by: *by }
             }

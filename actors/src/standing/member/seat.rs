@@ -208,8 +208,8 @@ impl SeatActor {
     /// Claims that there are updates, if the host has some.
     pub(super) fn claim(&mut self, ctx: &mut Context<Self>) {
         let Some(view) = self.view() else { return };
-        let policy = Arc::clone(&self.settings.policy);
-        let asking = async move { policy.has_updates(&view).await };
+        let (policy, known) = (Arc::clone(&self.settings.policy), self.engine.machine().known_versions());
+        let asking = async move { policy.has_updates(&view, &known).await };
         ctx.spawn(asking.into_actor(self).map(|has_updates, actor, _| {
             if has_updates {
                 actor.send(actor.engine.machine().pending());

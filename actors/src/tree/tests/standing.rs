@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use btcr2_aggregation_protocol::{
     beacon::did_index,
     cohort::standing::{
-        RowAction, SeatSeed, StandingBeacon, StandingPolicy, StandingTerms, Updates, message::ControlProof,
-        seat::SeatUpdate,
+        RowAction, SeatSeed, StandingBeacon, StandingPolicy, StandingTerms, Updates,
+        message::ControlProof,
+        seat::{KnownVersions, SeatUpdate},
     },
     did::Did,
     hash::sha256,
@@ -67,7 +68,7 @@ impl SeatPolicy for Controller {
         Some(Control { proof, genesis_document: None, sidecar: None })
     }
 
-    async fn has_updates(&self, _: &SeatView) -> bool {
+    async fn has_updates(&self, _: &SeatView, _: &KnownVersions) -> bool {
         true
     }
 

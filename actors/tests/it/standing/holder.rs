@@ -14,7 +14,7 @@ use btcr2_aggregation_protocol::{
     cohort::standing::{
         ArchivedProof, CohortContext, Entry, RowAction, SeatSeed, StandingPolicy, Updates,
         message::ControlProof,
-        seat::{OwnEntry, SeatUpdate},
+        seat::{KnownVersions, OwnEntry, SeatUpdate},
     },
     did::Did,
     hash::{DidIndex, DocumentHash, SignalBytes, sha256},
@@ -144,7 +144,7 @@ impl SeatPolicy for Holder {
         Some(Control { proof, genesis_document: None, sidecar: None })
     }
 
-    async fn has_updates(&self, _: &SeatView) -> bool {
+    async fn has_updates(&self, _: &SeatView, _: &KnownVersions) -> bool {
         !self.lock().wants.is_empty()
     }
 

@@ -26,8 +26,10 @@ use btcr2_aggregation_actors::{
 use btcr2_aggregation_protocol::{
     beacon::did_index,
     cohort::standing::{
-        Board, CoinRef, RowAction, SeatSeed, StandingPolicy, StandingTerms, Updates, cohort::CohortInput,
-        message::ControlProof, seat::SeatUpdate,
+        Board, CoinRef, RowAction, SeatSeed, StandingPolicy, StandingTerms, Updates,
+        cohort::CohortInput,
+        message::ControlProof,
+        seat::{KnownVersions, SeatUpdate},
     },
     did::Did,
     hash::{DidIndex, sha256},
@@ -149,8 +151,10 @@ impl SeatPolicy for Controller {
         Some(Control { proof, genesis_document: None, sidecar: None })
     }
 
-    async fn has_updates(&self, _: &SeatView) -> bool {
-        !self.state.lock().unwrap().wants.is_empty()
+    async fn has_updates(&self, _: &SeatView, known: &KnownVersions) -> bool {
+        let state = self.state.lock().unwrap();
+        let next = |index: &DidIndex| state.versions.get(index).copied().unwrap_or(1) + 1;
+        state.wants.iter().any(|index| known.needs_number(index, next(index)))
     }
 
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        Mode, OpportunityKind, RowAction, StandingBeacon, StandingTerms, TransactionHex,
+        CoinRef, Mode, OpportunityKind, RowAction, StandingBeacon, StandingTerms, TransactionHex,
         cohort::{CohortInput, LOW_BALANCE},
         message::{EndKind, NumberEndedNotice, StandingMessage},
         number::{NumberEnd, Why},
@@ -268,11 +268,7 @@ fn a_conflict_voids_the_announcements_that_descend_from_its_coin() {
     assert_eq!(coins, 2, "two announcements, one after the other, unconfirmed");
     // The first one's coin is spent by another transaction.
     let first = &world.service.mempool[0].input[0].previous_output;
-    let coin = btcr2_aggregation_protocol::cohort::standing::CoinRef {
-        txid: first.txid,
-        vout: first.vout,
-        value: 1_000_000,
-    };
+    let coin = CoinRef { txid: first.txid, vout: first.vout, value: 1_000_000 };
     let by = world.service.mempool[1].compute_txid();
     let other = bitcoin::hashes::Hash::hash(b"another transaction");
     assert_ne!(by, other);
@@ -290,6 +286,34 @@ fn a_conflict_voids_the_announcements_that_descend_from_its_coin() {
     world.pass(2 * 3600);
     signed(&world, 3, Mode::Key, 2);
     world.service.assert_replays();
+}
+
+/// A seat that was away from the first of two announcements has signed the second one only, and signs on another coin when both are void.
+#[test]
+fn a_conflict_voids_what_descends_from_a_number_without_this_seat() {
+    let mut world = World::formed(13, &proceeding(StandingBeacon::Cas), 3, 2);
+    world.seats[2].is_away = true;
+    world.wants(0, &[0]);
+    world.pass(3 * 3600);
+    signed(&world, 1, Mode::Fallback, 2);
+    world.seats[2].is_away = false;
+    world.reconnect(2);
+    world.wants(2, &[0]);
+    world.pass(3 * 3600);
+    signed(&world, 2, Mode::Key, 3);
+    let first = world.service.mempool[0].input[0].previous_output;
+    let coin = CoinRef { txid: first.txid, vout: first.vout, value: 1_000_000 };
+    let other = bitcoin::hashes::Hash::hash(b"another transaction");
+    let outgoing = world.service.feed(world.now, &CohortInput::Spent { coin, by: other }, &mut world.rng).unwrap();
+    world.send_all(outgoing);
+    for at in 0..3 {
+        world.feed_seat(at, &SeatInput::Spent { coin, by: other, signal: None });
+        assert!(world.seats[at].machine.committed().is_empty(), "{at}");
+    }
+    world.run_until_quiet();
+    world.deposit(50_000);
+    world.pass(3 * 3600);
+    signed(&world, 3, Mode::Key, 3);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bitcoin::Transaction;
+use bitcoin::{Transaction, Txid, hashes::Hash};
 use btcr2_aggregation_protocol::{
     cohort::standing::{
         Board, Entry, Mode, Opportunity, OpportunityKind, RowAction, StandingBeacon, TransactionHex,
@@ -10,13 +10,14 @@ use btcr2_aggregation_protocol::{
         seat::{SeatEffect, SeatEvent, SeatInput},
     },
     error::RejectCode,
+    hash::DidIndex,
     machine::Machine,
 };
 
 use super::{
     cohort::update,
     hostile::{all_respond, board, confirmation, give, opened, opportunity, request, world},
-    world::World,
+    world::{World, signal_of},
 };
 
 /// An opportunity as `change` leaves it, signed by the service.
@@ -271,6 +272,33 @@ fn a_confirmation_is_sent_again_after_the_end() {
         step(&mut world, &announced).unwrap();
         let again = give(&mut world, 0, &request.clone().into()).unwrap();
         assert_eq!(confirmation(&again), confirmation(&sent));
+    }
+}
+
+/// Until it is final, or another transaction has spent the coin, an announced update needs no number, and neither does what follows on it.
+#[test]
+fn an_announced_update_needs_no_other_number() {
+    for is_mined in [true, false] {
+        let mut world = world(StandingBeacon::Smt);
+        let opportunity = all_respond(&mut world);
+        let board = board(&mut world, &opportunity, &[0, 1, 2]);
+        let request = request(&world, &opportunity, &board);
+        let transaction = Arc::new(request.pending_tx.clone());
+        give(&mut world, 0, &request.into()).unwrap();
+        let known = |world: &World| world.seats[0].machine.known_versions();
+        let (index, version, _) = world.seats[0].machine.committed()[0];
+        assert!(known(&world).needs_number(&index, version), "it is signed by one seat only");
+        let announced = ended(&world, EndKind::Announced, Some(&transaction), Some(&board));
+        step(&mut world, &announced).unwrap();
+        for next in [version, version + 1] {
+            assert!(!known(&world).needs_number(&index, next), "{next}");
+        }
+        assert!(known(&world).needs_number(&DidIndex::from_bytes([9; 32]), 2), "of another DID");
+        let by = if is_mined { transaction.compute_txid() } else { Txid::from_byte_array([9; 32]) };
+        let signal = if is_mined { signal_of(&transaction) } else { None };
+        step(&mut world, &SeatInput::Spent { coin: opportunity.coins[0], by, signal }).unwrap();
+        assert_eq!(known(&world).needs_number(&index, version), !is_mined);
+        assert!(known(&world).needs_number(&index, version + 1));
     }
 }
 

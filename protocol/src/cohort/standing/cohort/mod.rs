@@ -209,15 +209,16 @@ impl StandingCohort {
         match message {
             StandingMessage::SeatOptIn(opt_in) => self.on_opt_in(now, from, opt_in),
             StandingMessage::RegisterRows(asked) => {
-                let (running, seat) = self.seat(from)?;
+                self.seat(from)?;
                 if asked.rows.is_empty() || asked.rows.len() > super::message::MAX_PART_ENTRIES {
                     return Err(Reject::new(RejectCode::Malformed, from, "1 to 256 rows expected"));
                 }
-                // See `check_control` for those that have to be proven first.
-                let proven = self.config.terms.registration == Registration::Proven;
-                let rows = asked.rows.iter().filter(|row| !proven || running.has_row(seat, row));
-                let rows: Vec<_> = rows.map(|row| (row.clone(), None)).collect();
-                if rows.is_empty() { Ok(Vec::new()) } else { self.settle(now, from, &rows) }
+                if self.config.terms.registration == Registration::Proven {
+                    // See `check_control`.
+                    return Ok(Vec::new());
+                }
+                let rows: Vec<_> = asked.rows.iter().map(|row| (row.clone(), None)).collect();
+                self.settle(now, from, &rows)
             }
             StandingMessage::RowsReturned(returned) => self.on_rows_returned(now, from, returned),
             StandingMessage::Pending(_) => {

@@ -230,17 +230,8 @@ impl StandingCohort {
         if self.config.terms.registration != Registration::Proven || asked.rows.len() > MAX_PART_ENTRIES {
             return None;
         }
-        let (running, seat) = self.seat(from).ok()?;
-        // Those that are sent again because the answer was lost are answered without a check.
-        let rows: Vec<_> = asked.rows.iter().filter(|row| !running.has_row(seat, row)).cloned().collect();
-        (!rows.is_empty()).then(|| CohortEffect::CheckControl { from: from.clone(), rows })
-    }
-}
-
-impl Running {
-    /// Whether the roster has exactly this row.
-    pub(super) fn has_row(&self, seat: PublicKey, asked: &AskedRow) -> bool {
-        self.roster.row(&asked.did_index) == Some(&row_of(seat, asked))
+        // Also of rows that are registered: a new proof shows what has changed since.
+        self.seat(from).ok().map(|_| CohortEffect::CheckControl { from: from.clone(), rows: asked.rows.clone() })
     }
 }
 

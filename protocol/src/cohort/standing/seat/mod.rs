@@ -27,7 +27,7 @@ pub use self::{
     enrolling::Enrolment,
     event::{SeatEffect, SeatEvent, SeatInput, SeatUpdate},
     saved::SavedSeat,
-    view::OwnEntry,
+    view::{KnownVersions, OwnEntry},
 };
 use super::{
     board::{Board, BoardPlace},

@@ -8,9 +8,10 @@ use std::{
 use bitcoin::{OutPoint, Txid};
 use serde::{Deserialize, Serialize};
 
+use super::ends::Ends;
 use crate::{
     cohort::standing::{
-        opportunity::{CoinRef, Opportunity},
+        opportunity::{CoinRef, Opportunity, TransactionHex},
         terms::StandingTerms,
     },
     hash::{DidIndex, DocumentHash, SignalBytes},
@@ -34,6 +35,10 @@ struct Commitment {
 struct Answered {
     at: Timestamp,
     coins: Vec<OutPoint>,
+    /// What the unconfirmed transactions spend from which its coins descend, each with that transaction: this seat may not have answered their
+    /// numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ancestors: Vec<(OutPoint, Txid)>,
     /// Known once its board and transaction were verified.
     txid: Option<Txid>,
     signal: Option<SignalBytes>,
@@ -157,6 +162,21 @@ impl Record {
         self.commitments.iter().filter(is_ancestor).map(|one| (one.index, one.version)).collect()
     }
 
+    /// Index and version of what the numbers announce that the service has reported as signed, until their coins are spent, finally.
+    pub(super) fn reported(&self, ends: &Ends) -> BTreeSet<(DidIndex, u64)> {
+        let is_reported = |one: &&Commitment| {
+            let number = self.numbers.get(&one.number).filter(|number| !number.is_void);
+            let waits = |number: &Answered| !number.coins.iter().any(|coin| self.spent.contains(coin));
+            ends.knows(one.number) && number.is_some_and(waits)
+        };
+        self.commitments.iter().filter(is_reported).map(|one| (one.index, one.version)).collect()
+    }
+
+    /// The highest version of each DID that is final, as far as this seat knows.
+    pub(super) const fn finals(&self) -> &BTreeMap<DidIndex, u64> {
+        &self.finals
+    }
+
     pub(super) fn commit(
         &mut self,
         at: Timestamp,
@@ -164,9 +184,14 @@ impl Record {
         updates: &[(DidIndex, u64, DocumentHash)],
     ) {
         let coins = opportunity.coins.iter().map(outpoint).collect();
+        let spends = |tx: &TransactionHex| {
+            let txid = tx.0.compute_txid();
+            tx.0.input.iter().map(|input| (input.previous_output, txid)).collect::<Vec<_>>()
+        };
         let answered = Answered {
             at,
             coins,
+            ancestors: opportunity.transactions.iter().flat_map(spends).collect(),
             txid: None,
             signal: None,
             board: None,
@@ -227,6 +252,10 @@ impl Record {
                 (false, None, Some(_)) => {}
             }
         }
+        let is_lost = |one: &Answered| one.ancestors.iter().any(|(spent, txid)| *spent == coin && *txid != by);
+        let lost: Vec<u64> =
+            self.numbers.iter().filter(|(_, one)| is_lost(one)).map(|(number, _)| *number).collect();
+        lost.into_iter().for_each(|number| self.void(number));
         self.forget();
     }
 

@@ -1,6 +1,9 @@
 //! What a host reads of a seat.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bitcoin::{OutPoint, Txid};
 
@@ -27,7 +30,33 @@ pub struct OwnEntry {
     pub update: Option<DocumentHash>,
 }
 
+/// What a seat knows of the versions of its DIDs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KnownVersions {
+    /// The highest one that is final.
+    pub finals: BTreeMap<DidIndex, u64>,
+    /// Those that a transaction announces which is reported to be signed, and is not final.
+    pub announced: BTreeSet<(DidIndex, u64)>,
+}
+
+impl KnownVersions {
+    /// Whether an update to that version has to wait for a number: it is not final, and nothing of the DID is announced that has to be final
+    /// first.
+    pub fn needs_number(&self, index: &DidIndex, version: u64) -> bool {
+        let is_final = self.finals.get(index).is_some_and(|known| version <= *known);
+        !is_final && self.announced.range((*index, 0)..=(*index, u64::MAX)).next().is_none()
+    }
+}
+
 impl Seat {
+    /// What it knows of the versions of its DIDs.
+    pub fn known_versions(&self) -> KnownVersions {
+        let Some(seated) = &self.seated else { return KnownVersions::default() };
+        let announced = seated.record.reported(&seated.ends);
+        KnownVersions { finals: seated.record.finals().clone(), announced }
+    }
+
     /// The nonce of the leaf that each index of this seat has in a number, if it has one there; none in a CAS cohort.
     pub fn own_nonces(&self, number: u64) -> Vec<(DidIndex, [u8; 32])> {
         if self.config.terms.beacon_type != StandingBeacon::Smt {

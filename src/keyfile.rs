@@ -211,6 +211,19 @@ impl KeyFile {
         Ok(Self { identity, protection, later, path: path.to_owned(), passphrase: used, was })
     }
 
+    /// Reads the file again, with the passphrase that has opened it: another program may have added a key.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn again(&self) -> Result<Self, KeyFileError> {
+        Self::read(&self.path, || self.passphrase.clone())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The later keys, in the order in which they were added.
     pub fn later(&self) -> &[LaterKey] {
         &self.later

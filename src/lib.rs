@@ -31,6 +31,7 @@ mod files;
 pub mod inputs;
 pub mod join;
 pub mod keyfile;
+pub mod member;
 pub mod metrics;
 pub mod passphrase;
 pub mod resolve;

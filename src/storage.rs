@@ -37,7 +37,7 @@ pub(crate) const BANS: &str = "bans.redb";
 pub(crate) const INVITES: &str = "invites.redb";
 
 /// The table of a program's own data.
-const PROGRAM: &str = "program";
+pub(crate) const PROGRAM: &str = "program";
 /// The key of the [`Profile`].
 const PROFILE: &str = "profile";
 /// The key of the cohorts that count for `serve --cohorts`.
@@ -85,9 +85,20 @@ impl Storage {
         terms: Value,
         printer: &Printer,
     ) -> Result<(), ProgramError> {
+        self.check_role(role, identity.did().to_string(), network, terms, printer).await
+    }
+
+    /// The same for a program that has several identities; `did` stands for them.
+    pub(crate) async fn check_role(
+        &self,
+        role: &str,
+        did: String,
+        network: Network,
+        terms: Value,
+        printer: &Printer,
+    ) -> Result<(), ProgramError> {
         let Some(table) = self.program() else { return Ok(()) };
-        let (role, did) = (role.to_owned(), identity.did().to_string());
-        let now = Profile { role, did, network, terms };
+        let now = Profile { role: role.to_owned(), did, network, terms };
         let was: Option<Profile> = read(&table, PROFILE).await?;
         if let Some(was) = &was {
             let facts = |of: &Profile| {
@@ -242,6 +253,15 @@ impl Storage {
             state.close().await;
         }
     }
+}
+
+/// The command that has used a state directory.
+///
+/// # Errors
+/// The directory cannot be read.
+pub(crate) async fn role_of(state: &State) -> Result<Option<String>, ProgramError> {
+    let profile: Option<Profile> = read(&state.table(PROGRAM), PROFILE).await?;
+    Ok(profile.map(|profile| profile.role))
 }
 
 /// The DID to which a member's state directory belongs; `None` if `join` has not used it yet.

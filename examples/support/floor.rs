@@ -175,7 +175,7 @@ fn combine(
         (context.aggregated_pubkey(), context.aggregated_pubkey_untweaked());
     let coefficient: MaybeScalar = nonce.nonce_coefficient(output_key, DIGEST);
     let total: Point = nonce.final_nonce(coefficient);
-    let challenge = compute_challenge_hash_tweak(&total.serialize_xonly(), &output_key, DIGEST);
+    let challenge: MaybeScalar = compute_challenge_hash_tweak(&total.serialize_xonly(), &output_key, DIGEST);
     let negate_key = output_key.has_odd_y() ^ internal_key.has_odd_y();
     for ((member, own), &partial) in members.iter().zip(&nonces).zip(partials) {
         // The uncompressed form avoids the square root of decompression.
@@ -183,7 +183,7 @@ fn combine(
         let key: MaybePoint = context.effective_pubkey(key).ok_or("no key of the cohort")?;
         let own = MaybePoint::from(own.R1) + coefficient * MaybePoint::from(own.R2);
         let own = if total.has_odd_y() { -own } else { own };
-        let key = challenge * key;
+        let key: MaybePoint = challenge * key;
         if partial * G != own + if negate_key { -key } else { key } {
             return Err("a partial signature is wrong".into());
         }

@@ -25,7 +25,7 @@ use btcr2_aggregation::{
                 StandingServicePolicy, UpdatesAsked, UpdatesChosen, UpdatesToCheck,
             },
         },
-        supervisor::End,
+        supervision::End,
         transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent, memory::MemoryTransport},
     },
     bitcoin::offline::OfflineOperator,

@@ -10,9 +10,9 @@ use crate::{
     error::ProgramError,
     protocol::{cohort::standing::SeatSeed, did::Did, id::CohortId},
     standing::{
-        controller::updates_in,
         history::{Fetched, HistoryClient, HistoryFailure, OwnSeat},
         sidecars::Sidecars,
+        updates::updates_in,
     },
 };
 

@@ -8,14 +8,9 @@ use serde_json::{Value, json};
 
 use super::{beacon::BeaconText, fail};
 use crate::{
+    controller,
     keyfile::{self, KeyFile, KeyFileError, LaterKey, Protection},
-    protocol::{
-        document::{self, InitialBeacon, InitialBeaconKind},
-        key::SecretKey,
-        network::Network,
-        resolution::BeaconKind,
-        update::unused_id,
-    },
+    protocol::{document, key::SecretKey, network::Network},
 };
 
 #[derive(Debug, Args)]
@@ -138,23 +133,12 @@ fn genesis_of(
     beacons: &[BeaconText],
     singleton: bool,
 ) -> Result<Value, KeyFileError> {
-    let mut genesis = document::genesis_document(&secret.public_key(), network);
-    genesis["service"] = json!([]);
-    let mut list = |name: &str, kind: BeaconKind, address: String| {
-        let id = unused_id(&genesis, name);
-        let service =
-            json!({ "id": id, "type": kind.service_type(), "serviceEndpoint": format!("bitcoin:{address}") });
-        genesis["service"].as_array_mut().into_iter().for_each(|services| services.push(service.clone()));
-    };
-    for beacon in beacons {
+    let listed = |beacon: &BeaconText| {
         let address = beacon.on(network).map_err(KeyFileError::Beacon)?;
-        list(beacon.name(), beacon.kind(), address.to_string());
-    }
-    if singleton {
-        let own = InitialBeacon::new(secret.public_key(), network, InitialBeaconKind::P2wpkh);
-        list("singleton", BeaconKind::Singleton, own.address().to_string());
-    }
-    Ok(genesis)
+        Ok((beacon.name(), beacon.kind(), address.to_string()))
+    };
+    let beacons: Vec<_> = beacons.iter().map(listed).collect::<Result<_, KeyFileError>>()?;
+    Ok(controller::genesis_with(&secret.public_key(), network, &beacons, singleton))
 }
 
 /// The services of a genesis document, for people.

@@ -12,6 +12,7 @@ mod history;
 mod identity;
 mod invites;
 mod join;
+mod member;
 mod records;
 mod recover;
 mod relay;
@@ -69,6 +70,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Join a cohort of a service
     Join(Box<join::JoinArgs>),
+    /// Run the agent of a controller in standing cohorts, and talk to it: updates, approvals, new DIDs
+    Member(Box<member::MemberArgs>),
     /// Check whether a Nostr relay is fit for cohorts
     Relay(relay::RelayArgs),
     /// Show a state directory, move a cohort out of it or into it, and delete old archives
@@ -204,6 +207,7 @@ fn run() -> ExitCode {
         // They continue without a reader, and their exit status is how the cohorts ended.
         Some(Command::Serve(args)) => return serve::main(*args),
         Some(Command::Join(args)) => return join::main(*args),
+        Some(Command::Member(args)) => return member::main(*args),
         Some(Command::Demo(args)) => demo::main(&args),
         Some(Command::Identity(args)) => identity::main(&args),
         Some(Command::Relay(args)) => relay::main(&args),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::{
-    keyfile::KeyFile,
+    keyfile::{KeyFile, KeyFileError},
     protocol::{
         document::invocation_methods,
         identity::Identity,
@@ -39,6 +39,17 @@ impl Keys {
     /// The key that an identity began with.
     pub fn of(identity: &Identity) -> Self {
         Self::One(Arc::clone(identity.secret_key()), "the identity".to_owned())
+    }
+
+    /// The keys that the file has now, if they are from a file.
+    ///
+    /// # Errors
+    /// [`KeyFileError`].
+    pub fn again(&self) -> Result<Option<Self>, KeyFileError> {
+        match self {
+            Self::File(file, name) => Ok(Some(Self::File(Box::new(file.again()?), name.clone()))),
+            Self::One(..) => Ok(None),
+        }
     }
 
     /// Where they are from, for people.

@@ -5,6 +5,7 @@
 //! update; and [`standing`] is what is settled of those that were approved.
 
 pub mod current;
+mod genesis;
 pub mod keys;
 pub mod places;
 pub mod prepared;
@@ -12,6 +13,7 @@ pub mod standing;
 
 pub use self::{
     current::{Current, CurrentError, Resolving},
+    genesis::genesis_with,
     keys::{Keys, NotAuthorized},
     places::Place,
     prepared::UpdateFile,

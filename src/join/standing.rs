@@ -17,6 +17,7 @@ use crate::{
     error::ProgramError,
     events::Printer,
     protocol::{
+        beacon::did_index,
         cohort::standing::{SeatSeed, StandingPolicy, seat::Seat},
         did::Did,
         identity::Identity,
@@ -25,6 +26,7 @@ use crate::{
     standing::{
         controller::{ControlledDid, ControllerParts, StandingController},
         resolver::Resolver,
+        updates::UpdateDirectory,
     },
     storage::Storage,
 };
@@ -50,15 +52,15 @@ pub struct StandingJoin {
 }
 
 /// What stores boards, and what they have of DIDs.
-struct Filing<'a> {
-    member: &'a Member,
-    boards: &'a dyn BoardStore,
-    controller: &'a StandingController,
+pub(crate) struct Filing<'a> {
+    pub(crate) member: &'a Member,
+    pub(crate) boards: &'a dyn BoardStore,
+    pub(crate) controller: &'a StandingController,
 }
 
 impl Filing<'_> {
     /// Stores what seats may not have stored of their last number, because they stopped before they could.
-    async fn last_numbers(&self, printer: &Printer) {
+    pub(crate) async fn last_numbers(&self, printer: &Printer) {
         for summary in self.member.seats().await {
             let Some(machine) = self.member.inspect(&summary.seat).await else { continue };
             let number = machine.highest();
@@ -122,6 +124,8 @@ async fn take_part(
     let min_conf = config.min_conf.unwrap_or(confirmations).max(1);
     let chain = source.connect(standing.network).await;
     let chain = chain.map_err(|error| ProgramError::Usage(format!("--chain: {error}")))?;
+    let indexes = standing.dids.iter().map(|one| did_index(one.identity.did())).collect();
+    let updates = Arc::new(UpdateDirectory::new(standing.updates, indexes, printer.clone()));
     let controller = StandingController::new(ControllerParts {
         dids: standing.dids,
         service: config.service_did.clone(),
@@ -129,7 +133,7 @@ async fn take_part(
         invite: config.invite.clone(),
         applies_as: standing.applies_as,
         resolver: Resolver { source, stores, min_conf },
-        updates: standing.updates,
+        updates,
         out: &standing.out,
         printer: printer.clone(),
     });
@@ -196,7 +200,7 @@ async fn take_part(
 }
 
 /// A notice for people.
-fn text(notice: &SeatNotice) -> String {
+pub(crate) fn text(notice: &SeatNotice) -> String {
     match notice {
         SeatNotice::OfferDeclined { service, cohort_id, reasons } => {
             format!("cohort {cohort_id} of {service} is not joined: {}", reasons.join("; "))
@@ -230,6 +234,14 @@ fn text(notice: &SeatNotice) -> String {
             "enough seats have signed that {} DIDs are this seat's: their documents may list the beacon now ({} released)",
             registered.len(),
             released.len()
+        ),
+        SeatNotice::SuccessorKnown { cohort_id, successor, beacon_address, .. } => {
+            format!("cohort {cohort_id} moves to cohort {successor}, {beacon_address}")
+        }
+        SeatNotice::MovePrepared { successor, registered, left, .. } => format!(
+            "{} DIDs are registered at cohort {successor} and move there; {} stay behind",
+            registered.len(),
+            left.len()
         ),
         SeatNotice::Responded { number, updates, .. } => {
             format!("number {number}: responded with {updates} updates")

@@ -183,6 +183,9 @@ fn text(notice: &StandingNotice) -> String {
         StandingNotice::StandingFormed { cohort_id, beacon_address, seats } => {
             format!("standing cohort {cohort_id} has formed of {seats} seats; send a deposit to {beacon_address}")
         }
+        StandingNotice::SuccessorNamed { cohort_id, successor, beacon_address } => {
+            format!("standing cohort {cohort_id} moves to cohort {successor}, {beacon_address}")
+        }
         StandingNotice::StandingRecovered { cohort_id, beacon_address, number } => match beacon_address {
             Some(address) => {
                 format!("standing cohort {cohort_id} continues at {address} after number {number}")
@@ -204,6 +207,14 @@ fn text(notice: &StandingNotice) -> String {
         StandingNotice::NumberOpened { number, kind, .. } => match kind {
             OpportunityKind::Announcement => format!("number {number} is open: seats are asked for updates"),
             OpportunityKind::Refresh => format!("number {number} is open: it joins coins, and announces nothing"),
+            OpportunityKind::Move => {
+                format!(
+                    "number {number} is open: seats are asked for updates that move their DIDs to the successor"
+                )
+            }
+            OpportunityKind::Roster => {
+                format!("number {number} is open: it shows the seats what is registered, and announces nothing")
+            }
         },
         StandingNotice::ResponseRefused { number, seat, reason, .. } => {
             format!("number {number}: the response of seat {seat} does not count: {reason}")

@@ -48,33 +48,37 @@ impl Sidecars {
     /// # Errors
     /// Why a file cannot be read or written, in words.
     pub fn open(dir: &Path, dids: impl IntoIterator<Item = (Did, Option<Value>)>) -> Result<Self, String> {
-        let failed = |path: &Path, problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
-        std::fs::create_dir_all(dir).map_err(|error| failed(dir, &error))?;
-        let mut data = BTreeMap::new();
-        for (did, genesis) in dids {
-            let path = path_of(dir, &did);
-            let (mut sidecar, is_new) = match std::fs::read_to_string(&path) {
-                Ok(text) => (serde_json::from_str(&text).map_err(|error| failed(&path, &error))?, false),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    (json!({ "@context": "https://btcr2.dev/context/v1" }), true)
-                }
-                Err(error) => return Err(failed(&path, &error)),
-            };
-            if let Some(genesis) = genesis {
-                sidecar["genesisDocument"] = genesis;
+        std::fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        let sidecars = Self { dir: dir.to_owned(), data: Mutex::default() };
+        dids.into_iter().try_for_each(|(did, genesis)| sidecars.begin(did, genesis))?;
+        Ok(sidecars)
+    }
+
+    /// Adds a DID, with what its file has already.
+    pub(super) fn begin(&self, did: Did, genesis: Option<Value>) -> Result<(), String> {
+        let path = path_of(&self.dir, &did);
+        let failed = |problem: &dyn std::fmt::Display| format!("{}: {problem}", path.display());
+        let (mut sidecar, is_new) = match std::fs::read_to_string(&path) {
+            Ok(text) => (serde_json::from_str(&text).map_err(|error| failed(&error))?, false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                (json!({ "@context": "https://btcr2.dev/context/v1" }), true)
             }
-            for list in LISTS {
-                if !sidecar[list].is_array() {
-                    sidecar[list] = json!([]);
-                }
-            }
-            if is_new {
-                // Before the first announcement a resolver needs the genesis document.
-                write(&path, &sidecar)?;
-            }
-            data.insert(did, sidecar);
+            Err(error) => return Err(failed(&error)),
+        };
+        if let Some(genesis) = genesis {
+            sidecar["genesisDocument"] = genesis;
         }
-        Ok(Self { dir: dir.to_owned(), data: Mutex::new(data) })
+        for list in LISTS {
+            if !sidecar[list].is_array() {
+                sidecar[list] = json!([]);
+            }
+        }
+        if is_new {
+            // Before the first announcement a resolver needs the genesis document.
+            write(&path, &sidecar)?;
+        }
+        self.data.lock().unwrap_or_else(PoisonError::into_inner).insert(did, sidecar);
+        Ok(())
     }
 
     /// What is known of a DID.

@@ -33,11 +33,15 @@ pub use self::{
     watcher::Watcher,
 };
 use crate::{
-    actors::state::{
-        State, StateError,
-        vault::{StateVault, Vault, VaultEntry, VaultError},
+    actors::{
+        runtime::Clock,
+        state::{
+            State, StateError,
+            vault::{StateVault, Vault, VaultEntry, VaultError},
+        },
     },
     controller::Settled,
+    member::queue::Queue,
     passphrase::{self, DecryptionError},
     protocol::{
         did::Did,
@@ -187,6 +191,10 @@ pub(crate) async fn read_open(state: &State, contents: &mut VaultContents) -> Re
         Ok(prepared) => contents.prepared.extend(prepared),
         Err(error) => contents.problems.push(error.to_string()),
     }
+    match announced_by_agent(state).await {
+        Ok(updates) => contents.prepared.extend(updates),
+        Err(problem) => contents.problems.push(problem),
+    }
     match recovered::read(state).await {
         Ok((recovered, problems)) => {
             contents.recovered.extend(recovered);
@@ -199,6 +207,13 @@ pub(crate) async fn read_open(state: &State, contents: &mut VaultContents) -> Re
         Err(error) => contents.problems.push(error.to_string()),
     }
     outcome
+}
+
+/// The updates in the queue of a `member` that may be announced, or are.
+async fn announced_by_agent(state: &State) -> Result<Vec<SignedUpdate>, String> {
+    let queue = Queue::open(state, Clock::system()).await.map_err(|error| error.to_string())?;
+    let items = queue.list().into_iter().filter(|item| item.may_be_announced);
+    Ok(items.map(|item| item.update).collect())
 }
 
 impl VaultContents {

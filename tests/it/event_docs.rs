@@ -13,18 +13,20 @@ use btcr2_aggregation::{
     bitcoin::notice::AnnouncementNotice,
     check::CheckNotice,
     events::PROGRAM_KINDS,
+    member::notice::MemberNotice,
     vault::watch::WatchNotice,
 };
 use serde_json::json;
 use strum::VariantNames;
 
 /// The groups of definitions, with the kinds that the code has.
-const GROUPS: [(&str, &[&str]); 9] = [
+const GROUPS: [(&str, &[&str]); 10] = [
     ("program", &PROGRAM_KINDS),
     ("service", ServiceNotice::VARIANTS),
     ("participant", ParticipantNotice::VARIANTS),
     ("standing", StandingNotice::VARIANTS),
     ("seat", SeatNotice::VARIANTS),
+    ("member", MemberNotice::VARIANTS),
     ("contact", ContactNotice::VARIANTS),
     ("announcement", AnnouncementNotice::VARIANTS),
     ("watch", WatchNotice::VARIANTS),

@@ -11,14 +11,18 @@ use std::{
 use crate::support::{Service, command, directory, identity, path, run};
 
 /// A small file system that is mounted until this is dropped.
-struct Small(PathBuf);
+pub(crate) struct Small(PathBuf);
 
 impl Small {
     fn mount(directory: &Path) -> Option<Self> {
+        Self::of(directory, "64k")
+    }
+
+    pub(crate) fn of(directory: &Path, size: &str) -> Option<Self> {
         let place = directory.join("small");
         fs::create_dir_all(&place).unwrap();
         let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
             .arg(&place)
             .stderr(Stdio::null())
             .status();
@@ -30,7 +34,7 @@ impl Small {
     }
 
     /// A file that takes all the remaining room.
-    fn filled(&self, name: &str) -> File {
+    pub(crate) fn filled(&self, name: &str) -> File {
         let mut file = File::create(self.0.join(name)).unwrap();
         let page = [b'x'; 4096];
         loop {
@@ -42,7 +46,7 @@ impl Small {
         }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         path(&self.0, name)
     }
 

@@ -6,6 +6,8 @@
 mod announcement_support;
 mod bitcoind_support;
 mod cas_support;
+#[cfg(unix)]
+mod member_support;
 mod nostr_support;
 mod resolver_support;
 mod round_support;
@@ -48,6 +50,12 @@ mod input_formats;
 mod join_resolved;
 mod life;
 mod logs;
+#[cfg(unix)]
+mod member_backup;
+#[cfg(unix)]
+mod member_policy;
+#[cfg(unix)]
+mod member_queue;
 mod members;
 mod metrics;
 mod nostr_memory;

@@ -10,7 +10,7 @@ use btcr2_aggregation_protocol::{
         seat::Seat as SeatMachine,
     },
     did::Did,
-    error::Reject,
+    error::{Reject, RejectCode},
     id::CohortId,
 };
 use tokio::sync::broadcast;
@@ -18,9 +18,9 @@ use tokio::sync::broadcast;
 use super::{Service, StartError, Stopped, check_system, ended};
 use crate::{
     notice::{Notices, WeakNotices},
-    service::{AggregationService, LiveStanding, OpenCohortError, OpenStanding, ToStanding},
+    service::{AggregationService, LiveStanding, OpenCohortError, OpenStanding, OpenSuccessor, ToStanding},
     standing::{
-        cohort::{StandingAnswer, StandingRequest},
+        cohort::{NewCohort, StandingAnswer, StandingRequest},
         member::{
             LiveSeats, MemberActor, MemberSettings, Restored, SeatRequest, SeatSnapshot, SeatSummary, ToSeat,
         },
@@ -69,6 +69,28 @@ impl Service {
         Ok(self.standing_cohort(&cohort_id))
     }
 
+    /// Advertises a standing cohort that succeeds another one of this service, which has formed.
+    ///
+    /// # Errors
+    /// [`OpenCohortError`] as for [`Self::open_standing`], also when the old cohort is not running or has not formed.
+    pub async fn open_successor(
+        &self,
+        terms: StandingTerms,
+        old: &StandingCohort,
+    ) -> Result<StandingCohort, OpenCohortError> {
+        let machine = old.inspect().await;
+        let context = machine.as_ref().and_then(|machine| Some(machine.roster()?.context().clone()));
+        drop(machine);
+        let Some(old) = context else {
+            return Err(OpenCohortError::Standing(
+                "the cohort to be succeeded is not running here, or has not formed".to_owned(),
+            ));
+        };
+        let opened = self.address().send(OpenSuccessor { terms, old }).await;
+        let cohort_id = opened.map_err(|_| OpenCohortError::Stopped)??;
+        Ok(self.standing_cohort(&cohort_id))
+    }
+
     /// A standing cohort of this service.
     pub fn standing_cohort(&self, cohort_id: &CohortId) -> StandingCohort {
         StandingCohort { service: self.address().clone(), cohort_id: cohort_id.clone() }
@@ -107,12 +129,32 @@ impl StandingCohort {
         self.done(StandingRequest::Finalize).await
     }
 
-    /// Opens a number now, if the terms' time between announcements has passed: an announcement, or one that joins all coins.
+    /// Opens a number now, if the terms' time between announcements has passed: an announcement, one that joins all coins, the move to the
+    /// successor; or, at any time, one that only shows the roster.
     ///
     /// # Errors
     /// [`StandingError`].
     pub async fn open_now(&self, kind: OpportunityKind) -> Result<(), StandingError> {
         self.done(StandingRequest::OpenNow(kind)).await
+    }
+
+    /// Names the cohort to which this one moves, when that has formed. [`OpportunityKind::Move`] then moves.
+    ///
+    /// # Errors
+    /// [`StandingError`].
+    pub async fn name_successor(&self, successor: &Self) -> Result<(), StandingError> {
+        let machine = successor.inspect().await.ok_or(StandingError::Unknown)?;
+        let Some(output) = machine.output().cloned() else {
+            let detail = "the successor has not formed".to_owned();
+            return Err(StandingError::Refused(Reject { code: RejectCode::WrongPhase, peer: None, detail }));
+        };
+        let new = NewCohort {
+            cohort_id: successor.cohort_id.clone(),
+            terms: Arc::clone(&machine.config().terms),
+            output,
+        };
+        drop(machine);
+        self.done(StandingRequest::NameSuccessor(Arc::new(new))).await
     }
 
     /// Reports a coin, or a spend, that is final: for a service without a chain.

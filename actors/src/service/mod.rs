@@ -53,7 +53,7 @@ pub(crate) use self::{
     cohort::{Cancel, Finalize, Inspect},
     host::{LiveCohorts, ToCohort},
     source::CohortJournal,
-    standing::{LiveStanding, OpenStanding, ToStanding},
+    standing::{LiveStanding, OpenStanding, OpenSuccessor, ToStanding},
 };
 use crate::{
     bans::BanBook,

@@ -8,7 +8,7 @@ use actix::{
 };
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        StandingTerms,
+        CohortContext, StandingTerms, Succession,
         cohort::{CohortEvent, StandingCohort},
     },
     did::Did,
@@ -35,6 +35,15 @@ use crate::{
 pub(crate) struct OpenStanding {
     /// Its terms.
     pub(crate) terms: StandingTerms,
+}
+
+/// Advertise a standing cohort that succeeds another one of this service.
+#[derive(Clone, Debug, ActixMessage)]
+#[rtype(result = "Result<CohortId, OpenCohortError>")]
+pub(crate) struct OpenSuccessor {
+    pub(crate) terms: StandingTerms,
+    /// The old cohort.
+    pub(crate) old: CohortContext,
 }
 
 /// The standing cohorts that run.
@@ -173,6 +182,25 @@ impl Handler<OpenStanding> for AggregationService {
     type Result = Result<CohortId, OpenCohortError>;
 
     fn handle(&mut self, OpenStanding { terms }: OpenStanding, ctx: &mut Self::Context) -> Self::Result {
+        self.open_standing(terms, None, ctx)
+    }
+}
+
+impl Handler<OpenSuccessor> for AggregationService {
+    type Result = Result<CohortId, OpenCohortError>;
+
+    fn handle(&mut self, OpenSuccessor { terms, old }: OpenSuccessor, ctx: &mut Self::Context) -> Self::Result {
+        self.open_standing(terms, Some(&old), ctx)
+    }
+}
+
+impl AggregationService {
+    fn open_standing(
+        &mut self,
+        terms: StandingTerms,
+        old: Option<&CohortContext>,
+        ctx: &Context<Self>,
+    ) -> Result<CohortId, OpenCohortError> {
         if self.journal_failed {
             return Err(OpenCohortError::JournalFailed);
         }
@@ -191,7 +219,9 @@ impl Handler<OpenStanding> for AggregationService {
         let cohort_id = CohortId::generate(&mut rng);
         let machine =
             self.standing.shared.machine(&cohort_id, Arc::new(terms)).map_err(OpenCohortError::Standing)?;
-        self.standing.start(machine, StartMode::Fresh, self.link.clone(), ctx);
+        let key = self.standing.shared.identity.secret_key();
+        let succeeds = old.map(|old| Succession::sign(old, &cohort_id, key, &mut rng));
+        self.standing.start(machine, StartMode::Fresh(succeeds), self.link.clone(), ctx);
         Ok(cohort_id)
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bitcoin::{FeeRate, Transaction, TxOut, Txid};
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        ArchivedBoard, Board, Mode, Opportunity, RowAction, StandingPolicy, StandingTerms,
+        ArchivedBoard, Board, Mode, Opportunity, RowAction, StandingPolicy, StandingTerms, Succession, Successor,
         message::{AskedRow, ControlProof},
         seat::{KnownVersions, OwnEntry, SeatUpdate},
     },
@@ -154,6 +154,8 @@ pub struct StandingOffer {
     pub cohort_id: CohortId,
     /// Its terms.
     pub terms: Arc<StandingTerms>,
+    /// The cohort that it succeeds, if it does: signed by the service.
+    pub succeeds: Option<Succession>,
 }
 
 /// A seat of a formed cohort.
@@ -184,6 +186,21 @@ pub struct UpdatesAsked {
     pub announced: BTreeSet<(DidIndex, u64)>,
     /// The indexes for which the seat answers.
     pub indexes: BTreeSet<DidIndex>,
+    /// In a move: where the DIDs go. The update of each of its indexes replaces the beacon address by that of the successor, and does nothing
+    /// else that must not wait.
+    pub move_to: Option<MoveTo>,
+}
+
+/// The cohort to which the DIDs of a seat move.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct MoveTo {
+    /// The successor: its address follows from its keys, and its terms are accepted by [`SeatPolicy::standing_policy`].
+    pub successor: Arc<Successor>,
+    /// The seat's indexes that another seat of this member has registered there, as k seats there have signed.
+    pub indexes: BTreeSet<DidIndex>,
+    /// Its other indexes.
+    pub others: BTreeSet<DidIndex>,
 }
 
 /// The answer to [`UpdatesAsked`].
@@ -279,6 +296,13 @@ pub trait SeatPolicy: Send + Sync {
 
     /// The updates of a number.
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen;
+
+    /// The indexes that do not move with their cohort: their DIDs move by their Singleton, or have left. The seat signs no move that would leave
+    /// any other behind. None by default.
+    async fn leaves_behind(&self, seat: &SeatView, move_to: &MoveTo) -> Vec<DidIndex> {
+        let _ = (seat, move_to);
+        Vec::new()
+    }
 
     /// Stores what resolvers need of an announcement from which the seat was absent; `Err` gives the reason, and it is asked again later. It may
     /// be asked again for what it has stored.

@@ -3,6 +3,7 @@
 //! A patch is made for one document, whose hash the update states, so that its paths cannot name another member. Whether the
 //! patched document should be announced is another question: see [`concerns`](crate::document::concerns).
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -11,7 +12,8 @@ use crate::{
 };
 
 /// What a verification method may be used for (DID Core v1.1, "Verification Relationships").
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Relationship {
     /// To prove control of the DID.
     Authentication,
@@ -52,7 +54,8 @@ impl Relationship {
 }
 
 /// A change of a document. Ids may be relative to the document's own, as `#key-2` is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "edit", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub enum Edit {
     /// Adds a Multikey.
     AddKey {

@@ -8,10 +8,8 @@ use std::{num::NonZeroU32, path::PathBuf, process::ExitCode, sync::Arc};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use self::{
-    intent::{Facts, read_json},
-    standing::ShareArg,
-};
+use self::intent::{Facts, read_json};
+pub(super) use self::standing::ShareArg;
 use super::{
     ChainArg, Events, fail, keys_of,
     relay::{RelaySettings, trust},

@@ -18,7 +18,7 @@ use crate::{
 
 /// A share: `2/3`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ShareArg(pub(super) (u16, u16));
+pub(in crate::cli) struct ShareArg(pub(in crate::cli) (u16, u16));
 
 impl FromStr for ShareArg {
     type Err = String;

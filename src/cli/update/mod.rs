@@ -45,6 +45,10 @@ Examples:
     btcr2-aggregation update did:btcr2:k1q... rotate-key --identity alice.id --state alice \\
         --chain esplora=https://esplora.example/api --out update.json --announce-by singleton --send --wait
 
+  Put into the queue of an agent, which announces it in a standing cohort:
+    btcr2-aggregation update did:btcr2:k1q... rotate-key --identity alice.id --chain esplora=https://esplora.example/api \\
+        --queue member.state
+
 Exit status: 0 when the update is prepared (with --send announced, with --wait confirmed), 1 when the DID is not resolved or a file cannot be used, 2 when the update is refused \
 or the command was called wrongly.";
 
@@ -124,6 +128,11 @@ struct CommonArgs {
     /// Print the command that announces the update in this way. With --send and `singleton` it is announced at once
     #[arg(long, value_enum, value_name = "WAY", global = true, help_heading = "Output")]
     announce_by: Option<Way>,
+    /// Put the update into the queue of the agent with this state directory (`member --state`), which announces it in a standing cohort.
+    /// If the document has changed by then, the agent makes the same change on the newer one, or refuses the update with the reason. It
+    /// need not run now. Its Sidecar Data are taken into account
+    #[arg(long, value_name = "DIR", global = true, help_heading = "Output")]
+    queue: Option<PathBuf>,
     #[command(flatten)]
     announcement: SendArgs,
 }
@@ -131,7 +140,7 @@ struct CommonArgs {
 impl CommonArgs {
     /// Whether the update leaves this program.
     const fn gives_out(&self) -> bool {
-        self.out.is_some() || self.json
+        self.out.is_some() || self.json || self.queue.is_some()
     }
 }
 
@@ -157,6 +166,8 @@ enum UpdateFailure {
     Key(#[from] KeyError),
     #[error(transparent)]
     Announcement(#[from] SingletonFailure),
+    #[error(transparent)]
+    Queue(#[from] crate::member::OfflineError),
     #[error("{0}")]
     Unresolved(String),
     #[error("{0}")]
@@ -185,7 +196,7 @@ impl Failure for UpdateFailure {
             Self::Source(error) => error.status(),
             Self::KeyFile(error) => error.status(),
             Self::Announcement(error) => error.status(),
-            Self::Unresolved(_) => 1,
+            Self::Unresolved(_) | Self::Queue(_) => 1,
             Self::Key(_) | Self::Refused(_) => 2,
         }
     }

@@ -1,11 +1,13 @@
 //! From the current document to the signed update.
 
+use std::path::{Path, PathBuf};
+
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
 use super::{
     super::resolve::{ResolveFailure, given},
-    UpdateArgs, UpdateFailure, Way, by_singleton,
+    CommonArgs, UpdateArgs, UpdateFailure, Way, by_singleton,
     new_key::{self, NewKey},
     record::{Record, is_new},
     report::{self, Prepared},
@@ -16,9 +18,16 @@ use crate::{
     cas,
     controller::{self, Current as Resolved, Keys, places},
     inputs,
+    member::{
+        SIDECARS,
+        control::Request,
+        offline,
+        queue::{Change, NewItem},
+    },
     protocol::{
+        did::Did,
         document,
-        update::{SignedUpdate, UnsignedUpdate, UpdateError, build_update, sign_update},
+        update::{Edit, SignedUpdate, UnsignedUpdate, UpdateError, build_update, sign_update},
     },
     resolve::{Given, Sources},
 };
@@ -72,15 +81,16 @@ pub(super) async fn finish(
 
     let signer = keys.signer(&source, version)?.0;
     let current = Current { did, document: &source, version, signer: &signer };
-    let Plan { patch, mut new_key, notes } = match (known, &args.patch, &args.verb) {
-        (Some(patch), ..) => Plan { patch, new_key: None, notes: Vec::new() },
+    let Plan { patch, edit, mut new_key, notes } = match (known, &args.patch, &args.verb) {
+        (Some(patch), ..) => Plan { patch, edit: None, new_key: None, notes: Vec::new() },
         (None, Some(path), _) => {
             let patch = inputs::json(path).map_err(|error| UpdateFailure::Refused(error.to_string()))?;
-            Plan { patch, new_key: None, notes: Vec::new() }
+            Plan { patch, edit: None, new_key: None, notes: Vec::new() }
         }
         (None, None, Some(verb)) => verb.plan(&current, &keys)?,
         (None, None, None) => return Err(nothing_to_do()),
     };
+    let change = change_of(edit, &patch, &source)?;
     let unsigned = build_update(&source, version, patch).map_err(refused)?;
     check_document(args, &source, &unsigned)?;
     let (_, key) = keys.signer(&source, version)?;
@@ -113,10 +123,50 @@ pub(super) async fn finish(
         notes: report::notes(common, notes, &source, unsigned.target_document(), &keys, key_is_new),
     };
     report::give_out(common, &prepared)?;
+    if let Some(directory) = &common.queue {
+        hand_over(common, directory, &prepared, change).await?;
+    }
     if !common.announcement.send {
         return Ok(true);
     }
     by_singleton::send(common, &*sources.chain, tip, &given, &prepared).await
+}
+
+/// What an agent makes again on another document.
+fn change_of(edit: Option<Edit>, patch: &Value, source: &Value) -> Result<Change, UpdateFailure> {
+    match edit {
+        Some(change) => Ok(Change::Edit { change }),
+        None => Change::of_patch(patch.clone(), source).map_err(|error| UpdateFailure::Refused(error.to_string())),
+    }
+}
+
+/// Puts the update into the queue of an agent.
+async fn hand_over(
+    common: &CommonArgs,
+    directory: &Path,
+    prepared: &Prepared<'_>,
+    change: Change,
+) -> Result<(), UpdateFailure> {
+    let item = NewItem {
+        did: prepared.did.clone(),
+        change,
+        update: prepared.update.clone(),
+        allow_risky: common.allow_risky_document,
+    };
+    let queued = offline(directory, Request::Add { item: Box::new(item) }).await?;
+    err!(
+        "queued   as {} in {}: `member queue --state {}` shows how far it is",
+        queued["id"],
+        directory.display(),
+        directory.display()
+    );
+    Ok(())
+}
+
+/// The Sidecar Data that an agent has of the DID.
+fn sidecar_of_agent(directory: &Path, did: &Did) -> Option<PathBuf> {
+    let path = directory.join(SIDECARS).join(format!("{}.json", did.as_str().replace(':', "_")));
+    path.exists().then_some(path)
 }
 
 /// Refuses a wrong call before any request is made.
@@ -132,6 +182,10 @@ pub(super) fn check_call(args: &UpdateArgs) -> Result<(), UpdateFailure> {
             "--send, --wait, --service and --fee-rate are about --announce-by singleton: give that too".to_owned()
         }
         _ if common.announcement.check().is_err() => common.announcement.check().err().unwrap_or_default(),
+        _ if common.announce_by.is_some() && common.queue.is_some() => {
+            "--queue and --announce-by: two announcements of a version would end the DID. Give one of them"
+                .to_owned()
+        }
         _ if common.announce_by.is_some() && common.out.is_none() => {
             "--announce-by needs the update in a file: give --out FILE".to_owned()
         }
@@ -168,7 +222,9 @@ pub(super) async fn sources(args: &UpdateArgs) -> Result<Sources, UpdateFailure>
 
 async fn sidecar_of(args: &UpdateArgs) -> Result<Given, UpdateFailure> {
     let states: Vec<_> = args.common.state.iter().filter(|directory| !is_new(directory)).cloned().collect();
-    Ok(given(&args.common.sidecars, &states, &args.did).await?)
+    let mut sidecars = args.common.sidecars.clone();
+    sidecars.extend(args.common.queue.as_ref().and_then(|directory| sidecar_of_agent(directory, &args.did)));
+    Ok(given(&sidecars, &states, &args.did).await?)
 }
 
 /// The current document. Refused if an update of the next version is in a block already.
@@ -179,6 +235,13 @@ async fn current(args: &UpdateArgs, sources: &Sources, given: &Given) -> Result<
         err!("warning: {warning}");
     }
     match (&resolved.young, &resolved.unsettled) {
+        (Some(young), _) if args.common.queue.is_some() => {
+            err!(
+                "note: version {} is in a block, and not final yet: the agent waits, and makes the change on it",
+                young.version
+            );
+            Ok(resolved)
+        }
         (Some(young), _) => Err(UpdateFailure::Refused(format!(
             "an update to version {} is in a block, with {} of {min_conf} confirmations: another one of version {} would end \
              the DID. Wait, or start from that document: --min-conf 1",

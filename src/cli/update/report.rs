@@ -73,7 +73,7 @@ pub(super) fn notes(
     if !deactivated && !key_is_new && !after.iter().any(|key| keys.key_of(key).is_some()) && !after.is_empty() {
         notes.push(format!("no key of {} can sign the update after this one", keys.name()));
     }
-    if common.gives_out() && common.state.is_none() {
+    if common.gives_out() && common.state.is_none() && common.queue.is_none() {
         notes.push(
             "without --state DIR nothing remembers this update: never announce another one of its version, which would end the \
              DID (LATE_PUBLISHING)"
@@ -101,7 +101,7 @@ pub(super) fn give_out(common: &CommonArgs, prepared: &Prepared<'_>) -> Result<(
     }
     match &common.out {
         Some(path) => err!("written  {}", path.display()),
-        None if common.json => {}
+        None if common.json || common.queue.is_some() => {}
         None => err!("nothing is written: --out FILE or --json gives the signed update"),
     }
     match common.announce_by {

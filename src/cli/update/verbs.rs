@@ -130,6 +130,8 @@ impl Purpose {
 /// What is to be done.
 pub(super) struct Plan {
     pub(super) patch: Value,
+    /// The change as it can be made on another document; none for a patch that was given.
+    pub(super) edit: Option<Edit>,
     pub(super) new_key: Option<NewKey>,
     /// What the controller should know, beside what is checked.
     pub(super) notes: Vec<String>,
@@ -222,7 +224,7 @@ impl Verb {
                 Edit::Deactivate
             }
         };
-        Ok(Plan { patch: edit.patch(document)?, new_key: added, notes })
+        Ok(Plan { patch: edit.patch(document)?, edit: Some(edit), new_key: added, notes })
     }
 }
 

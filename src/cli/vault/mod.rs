@@ -1,5 +1,6 @@
 //! `vault`: shows, exports and restores the stored data of a member.
 
+mod backup;
 mod export;
 mod import;
 mod recover;
@@ -41,6 +42,10 @@ enum VaultCommand {
     Export(export::ExportArgs),
     /// Restore an exported vault into a state directory; everything is verified, and nothing newer is replaced
     Import(import::ImportArgs),
+    /// Copy everything of a `member` into one encrypted file, keys included, and verify it
+    Backup(backup::BackupArgs),
+    /// Restore a backup of a `member` into new directories
+    Restore(backup::RestoreArgs),
     /// After the loss of a vault: find what stores and files still have, verify and store it, and name what is lost
     Recover(Box<recover::RecoverArgs>),
 }
@@ -106,6 +111,8 @@ pub(super) enum VaultFailure {
     Refused { path: PathBuf, refusal: Box<Refusal> },
     #[error(transparent)]
     NewPassphrase(#[from] NewPassphraseError),
+    #[error(transparent)]
+    Backup(#[from] crate::member::backup::BackupError),
     #[error("--encrypt: give the FILE to write")]
     NoFile,
     #[error(transparent)]
@@ -143,6 +150,8 @@ pub(super) fn main(args: &VaultArgs) -> ExitCode {
             VaultCommand::Show(args) => show(args).await,
             VaultCommand::Export(args) => export::export(args).await,
             VaultCommand::Import(args) => import::import(args).await,
+            VaultCommand::Backup(args) => backup::backup(args).await,
+            VaultCommand::Restore(args) => backup::restore(args).await,
             VaultCommand::Recover(args) => recover::recover(args).await,
         }
     });

@@ -1,30 +1,31 @@
-//! A controller of DIDs in standing cohorts, by a fixed policy: it registers all its DIDs, announces the signed updates that are in a
-//! directory, and stores what resolvers need of every announcement.
+//! A controller of DIDs in standing cohorts, by a fixed policy: it registers all its DIDs, announces the updates of an [`UpdateSource`], and
+//! stores what resolvers need of every announcement.
 
+mod moving;
 mod storing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    collections::BTreeMap,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
-use serde_json::Value;
 
-use super::{resolver::Resolver, sidecars::Sidecars};
+use self::moving::Moves;
+pub use super::controlled::ControlledDid;
+use super::{resolver::Resolver, sidecars::Sidecars, updates::UpdateSource};
 use crate::{
     actors::standing::policy::{
-        BoardToSign, Control, MissedBoard, RowWanted, SeatPolicy, SeatView, StandingOffer, UpdatesAsked,
+        BoardToSign, Control, MissedBoard, MoveTo, RowWanted, SeatPolicy, SeatView, StandingOffer, UpdatesAsked,
         UpdatesChosen,
     },
-    controller::{Current, CurrentError, Keys, UpdateFile, current::Applied},
+    controller::{Current, CurrentError, current::Applied},
     events::Printer,
-    inputs,
     protocol::{
         beacon::did_index,
         cohort::standing::{
-            Board, OpportunityKind, RowAction, StandingPolicy, Updates,
+            Board, BoardContent, OpportunityKind, RowAction, StandingBeacon, StandingPolicy, Updates,
             message::ControlProof,
             seat::{KnownVersions, OwnEntry, SeatUpdate},
         },
@@ -33,30 +34,23 @@ use crate::{
         hash::DidIndex,
         identity::Identity,
         invite::InviteToken,
-        update::{SignedUpdate, UpdateContext, verify_update},
+        update::{UpdateContext, verify_update},
     },
     resolve::Given,
 };
 
-/// A DID and its keys.
-pub struct ControlledDid {
-    /// The identity that it began with.
-    pub identity: Identity,
-    /// The keys that sign for it.
-    pub keys: Arc<Keys>,
-}
-
 /// The controller.
 pub struct StandingController {
-    dids: BTreeMap<DidIndex, ControlledDid>,
+    dids: Mutex<BTreeMap<DidIndex, ControlledDid>>,
     service: Option<Did>,
     policy: StandingPolicy,
     invite: Option<InviteToken>,
     applies_as: Option<Identity>,
     resolver: Resolver,
-    /// The directory of signed updates, files of `update --out`.
-    updates: Option<PathBuf>,
+    updates: Arc<dyn UpdateSource>,
     sidecars: Sidecars,
+    /// The updates that it has made itself.
+    moves: Moves,
     /// The version of each DID that was final when it was resolved last.
     finals: Mutex<BTreeMap<DidIndex, u64>>,
     unstored: Mutex<Unstored>,
@@ -94,8 +88,8 @@ pub struct ControllerParts<'a> {
     pub applies_as: Option<Identity>,
     /// How DIDs are resolved.
     pub resolver: Resolver,
-    /// The directory of signed updates.
-    pub updates: Option<PathBuf>,
+    /// The updates to announce.
+    pub updates: Arc<dyn UpdateSource>,
     /// The directory in which every DID has its Sidecar Data.
     pub out: &'a Path,
     /// Where problems are reported.
@@ -108,16 +102,13 @@ impl StandingController {
     /// # Errors
     /// Why the files in its output directory cannot be read, in words.
     pub fn new(parts: ControllerParts<'_>) -> Result<Self, String> {
-        let genesis = |controlled: &ControlledDid| {
-            controlled.identity.genesis_document().map(|document| (**document).clone())
-        };
-        let of_did = |controlled: &ControlledDid| (controlled.identity.did().clone(), genesis(controlled));
-        let sidecars = Sidecars::open(parts.out, parts.dids.iter().map(of_did))?;
+        let sidecars = Sidecars::open(parts.out, parts.dids.iter().map(genesis))?;
         let dids =
             parts.dids.into_iter().map(|controlled| (did_index(controlled.identity.did()), controlled)).collect();
         let ControllerParts { service, policy, invite, applies_as, resolver, updates, printer, .. } = parts;
+        let moves = Moves { dir: parts.out.join("moves") };
         Ok(Self {
-            dids,
+            dids: Mutex::new(dids),
             service,
             policy,
             invite,
@@ -125,11 +116,50 @@ impl StandingController {
             resolver,
             updates,
             sidecars,
+            moves,
             finals: Mutex::default(),
             unstored: Mutex::default(),
             proofs: Mutex::default(),
             printer,
         })
+    }
+
+    fn dids(&self) -> MutexGuard<'_, BTreeMap<DidIndex, ControlledDid>> {
+        // Each change is one call.
+        self.dids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a DID. Rows of it are sent when its seats are asked to.
+    ///
+    /// # Errors
+    /// Why its file in the output directory cannot be read or written, in words.
+    pub fn add(&self, controlled: ControlledDid) -> Result<(), String> {
+        let (did, document) = genesis(&controlled);
+        let index = did_index(&did);
+        self.sidecars.begin(did, document)?;
+        self.dids().insert(index, controlled);
+        Ok(())
+    }
+
+    /// The DIDs.
+    pub fn indexes(&self) -> BTreeMap<DidIndex, Did> {
+        self.dids().iter().map(|(index, controlled)| (*index, controlled.identity.did().clone())).collect()
+    }
+
+    /// One of its DIDs, with the keys that its file has now if those that are known may not sign for this document.
+    fn controlled(&self, index: &DidIndex, current: &Current) -> Option<ControlledDid> {
+        let mut controlled = self.dids().get(index)?.clone();
+        if controlled.keys.signer(&current.document, current.version).is_err() {
+            match controlled.keys.again() {
+                Ok(Some(keys)) => {
+                    controlled.keys = Arc::new(keys);
+                    self.dids().insert(*index, controlled.clone());
+                }
+                Ok(None) => {}
+                Err(error) => self.warn(controlled.identity.did(), &error),
+            }
+        }
+        Some(controlled)
     }
 
     fn finals(&self) -> MutexGuard<'_, BTreeMap<DidIndex, u64>> {
@@ -142,7 +172,10 @@ impl StandingController {
     }
 
     /// The current document of a DID, as resolvers give it.
-    async fn current(&self, did: &Did) -> Result<Current, CurrentError> {
+    ///
+    /// # Errors
+    /// [`CurrentError`].
+    pub async fn current(&self, did: &Did) -> Result<Current, CurrentError> {
         loop {
             let sidecar = self.sidecars.get(did);
             let mut given = Given::default();
@@ -158,34 +191,15 @@ impl StandingController {
         }
     }
 
-    /// The signed updates in the directory, by DID and version.
-    fn prepared(&self) -> BTreeMap<(DidIndex, u64), SignedUpdate> {
-        let Some(dir) = &self.updates else { return BTreeMap::new() };
-        let (updates, problems) = updates_in(dir);
-        problems.iter().for_each(|problem| self.printer.warn(problem));
-        let keyed =
-            |(did, update): (Did, SignedUpdate)| Some(((did_index(&did), update.target_version()?), update));
-        let own = |((index, _), _): &((DidIndex, u64), SignedUpdate)| self.dids.contains_key(index);
-        updates.into_iter().filter_map(keyed).filter(own).collect()
-    }
-
-    /// Whether the directory has an update that is not known to be final: files stay in it.
-    fn has_prepared(&self, known: &KnownVersions) -> bool {
-        let prepared = self.prepared();
-        let finals = self.finals();
-        let is_open = |index, version: &u64| finals.get(index).is_none_or(|known| version > known);
-        prepared.keys().any(|(index, version)| is_open(index, version) && known.needs_number(index, *version))
-    }
-
     /// The version of a DID that is final, and the update that may follow in this number.
     async fn choose(
         &self,
+        source: &dyn UpdateSource,
         seat: &SeatView,
         asked: &UpdatesAsked,
-        prepared: &BTreeMap<(DidIndex, u64), SignedUpdate>,
         index: &DidIndex,
     ) -> Option<(u64, Option<SeatUpdate>)> {
-        let did = self.dids.get(index)?.identity.did();
+        let did = &self.dids().get(index)?.identity.did().clone();
         let current = match self.current(did).await {
             Ok(current) => current,
             Err(error) => {
@@ -197,15 +211,15 @@ impl StandingController {
             self.warn(did, unsettled);
             return Some((current.version, None));
         }
-        let is_prepared = prepared.contains_key(&(*index, current.version + 1));
+        let is_prepared = source.follows(index, current.version);
         if is_prepared && seat.terms.updates == Updates::Full && self.must_prove(seat, index, &current) {
             // Its update follows in the next number.
             return Some((current.version, None));
         }
-        let (document, version) = (current.document, current.version);
+        let version = current.version;
         if asked.announced.contains(&(*index, version + 1)) {
             // An ancestor of the coins announces it.
-            if prepared.contains_key(&(*index, version + 2)) {
+            if source.has(index, version + 2) {
                 self.warn(
                     did,
                     &format!("the update of version {} waits until version {} is final", version + 2, version + 1),
@@ -213,7 +227,16 @@ impl StandingController {
             }
             return Some((version, None));
         }
-        let Some(update) = prepared.get(&(*index, version + 1)) else { return Some((version, None)) };
+        let controlled = self.controlled(index, &current)?;
+        let update = match source.next(seat, &controlled, &current).await {
+            Ok(Some(update)) => update,
+            Ok(None) => return Some((version, None)),
+            Err(problem) => {
+                self.warn(did, &problem);
+                return Some((version, None));
+            }
+        };
+        let document = &current.document;
         let committed = asked.committed.iter().find(|(of, to, _)| of == index && *to == version + 1);
         if committed.is_some_and(|(.., hash)| hash != update.hash()) {
             self.warn(did, &format!("another update of version {} may still be announced", version + 1));
@@ -221,15 +244,15 @@ impl StandingController {
         }
         let beacon = seat.terms.beacon_type.as_str();
         // A signal counts for a document that lists its beacon in an earlier block (rule R-4).
-        if !document::lists_beacon(&document, beacon, &seat.beacon_address) {
+        if !document::lists_beacon(document, beacon, &seat.beacon_address) {
             self.warn(
                 did,
                 &format!("its current document does not list {} yet: the update waits", seat.beacon_address),
             );
             return Some((version, None));
         }
-        let context = UpdateContext { did, document: &document, version, block: None };
-        if let Err(problem) = verify_update(update, &context) {
+        let context = UpdateContext { did, document, version, block: None };
+        if let Err(problem) = verify_update(&update, &context) {
             self.warn(did, &format!("the prepared update of version {} is not valid: {problem}", version + 1));
             return Some((version, None));
         }
@@ -256,13 +279,31 @@ impl StandingController {
         proof.needed > proof.sent
     }
 
+    /// Stores what a board has of DIDs that were registered after its announcement: no leaf, and in a map what others have.
+    ///
+    /// # Errors
+    /// Why it cannot be stored, in words.
+    pub fn store_earlier(
+        &self,
+        dids: &BTreeMap<DidIndex, Did>,
+        beacon: StandingBeacon,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        let content: BoardContent = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        for (index, did) in dids {
+            let data = content.without_leaf(beacon, index).ok_or("the board has an entry of a new DID")?;
+            self.sidecars.add(did, Some(&data), None)?;
+        }
+        Ok(())
+    }
+
     /// The DIDs of which a seat has to prove control once more. They count as proven now.
     pub fn to_prove(&self, seat: &Did) -> Vec<RowWanted> {
         let mut wanted = Vec::new();
         for ((of, index), proof) in self.proofs().iter_mut() {
             if of == seat
                 && proof.needed > proof.sent
-                && let Some(controlled) = self.dids.get(index)
+                && let Some(controlled) = self.dids().get(index)
             {
                 proof.sent = proof.needed;
                 wanted.push(RowWanted { did: controlled.identity.did().clone(), action: RowAction::Register });
@@ -277,35 +318,10 @@ impl StandingController {
     }
 }
 
-/// The signed updates in a directory, each with its DID; and what is wrong with other files.
-pub fn updates_in(dir: &Path) -> (Vec<(Did, SignedUpdate)>, Vec<String>) {
-    let files = match std::fs::read_dir(dir) {
-        Ok(files) => files,
-        Err(error) => return (Vec::new(), vec![format!("{}: {error}", dir.display())]),
-    };
-    let (mut updates, mut problems) = (Vec::new(), Vec::new());
-    for path in files.filter_map(|file| Some(file.ok()?.path())) {
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        match read_update(&path) {
-            Ok(Some(update)) => updates.push(update),
-            Ok(None) => {
-                problems.push(format!("{}: not a signed update (`update DID … --out FILE`)", path.display()));
-            }
-            Err(problem) => problems.push(format!("{}: {problem}", path.display())),
-        }
-    }
-    (updates, problems)
-}
-
-/// The DID and the update of a file of `update --out`; none if it is something else.
-fn read_update(path: &Path) -> Result<Option<(Did, SignedUpdate)>, String> {
-    let value: Value = inputs::json(path).map_err(|error| error.to_string())?;
-    let UpdateFile::Signed { update, .. } = UpdateFile::from_value(value)? else { return Ok(None) };
-    let did = update.value().pointer("/proof/invocationTarget").and_then(Value::as_str);
-    let did = did.ok_or("the update names no DID")?;
-    Ok(Some((Did::parse(did).map_err(|error| error.to_string())?, update)))
+/// A DID with its genesis document.
+fn genesis(controlled: &ControlledDid) -> (Did, Option<serde_json::Value>) {
+    let document = controlled.identity.genesis_document().map(|document| (**document).clone());
+    (controlled.identity.did().clone(), document)
 }
 
 #[async_trait]
@@ -334,16 +350,15 @@ impl SeatPolicy for StandingController {
             did: controlled.identity.did().clone(),
             action: RowAction::Register,
         };
-        self.dids.values().map(row).collect()
+        self.dids().values().map(row).collect()
     }
 
     async fn proves(&self, did: &Did, digest: &[u8; 32]) -> Option<Control> {
-        let controlled = self.dids.get(&did_index(did))?;
+        let index = did_index(did);
         let current = match self.current(did).await {
             Ok(current) => current,
             Err(error) => {
                 self.warn(did, &format!("its control cannot be proven: {error}"));
-                let index = did_index(did);
                 let of_did = |(key, proof): (&(Did, DidIndex), &mut Proofs)| {
                     if key.1 == index {
                         proof.sent = 0
@@ -353,6 +368,7 @@ impl SeatPolicy for StandingController {
                 return None;
             }
         };
+        let controlled = self.controlled(&index, &current)?;
         let (verification_method, key) = match controlled.keys.signer(&current.document, current.version) {
             Ok((method, key)) => (method, key),
             Err(error) => {
@@ -369,7 +385,13 @@ impl SeatPolicy for StandingController {
     }
 
     async fn has_updates(&self, _: &SeatView, known: &KnownVersions) -> bool {
-        self.has_prepared(known)
+        let mut known = known.clone();
+        for (index, version) in self.finals().iter() {
+            let of_seat = known.finals.entry(*index).or_insert(*version);
+            *of_seat = (*of_seat).max(*version);
+        }
+        let mine = self.dids().keys().copied().collect();
+        self.updates.is_waiting(&mine, &known)
     }
 
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {
@@ -377,16 +399,32 @@ impl SeatPolicy for StandingController {
         if asked.opportunity.kind == OpportunityKind::Refresh {
             return chosen;
         }
-        let prepared = self.prepared();
-        let wanted: BTreeSet<DidIndex> = prepared.keys().map(|(index, _)| *index).collect();
+        // A move has updates of its own: another one would not lead to the new address.
+        let changes = match &asked.move_to {
+            Some(move_to) => Some(self.address_changes(seat, move_to).await),
+            None => None,
+        };
+        let source: &dyn UpdateSource = match &changes {
+            Some(changes) => changes,
+            None => &*self.updates,
+        };
+        let wanted = source.wanted();
         for index in wanted.iter().filter(|index| asked.indexes.contains(index)) {
-            if let Some((version, update)) = self.choose(seat, asked, &prepared, index).await {
+            if let Some((version, update)) = self.choose(source, seat, asked, index).await {
                 self.finals().insert(*index, version);
                 chosen.resolved.push((*index, version));
                 chosen.updates.extend(update);
             }
         }
+        if let Err(problem) = self.updates.submits(seat, asked.opportunity.number, &chosen.updates).await {
+            self.printer.warn(&format!("number {}: no update is submitted: {problem}", asked.opportunity.number));
+            chosen.updates.clear();
+        }
         chosen
+    }
+
+    async fn leaves_behind(&self, seat: &SeatView, move_to: &MoveTo) -> Vec<DidIndex> {
+        self.not_listed(seat, move_to).await
     }
 
     async fn missed(&self, _: &SeatView, missed: &MissedBoard) -> Result<(), String> {
@@ -395,49 +433,5 @@ impl SeatPolicy for StandingController {
 
     async fn signs(&self, seat: &SeatView, board: &BoardToSign) -> Result<(), String> {
         self.store(&seat.seat, board.number, &board.board, &board.entries)
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::protocol::{key::SecretKey, network::Network};
-
-    #[test]
-    fn an_update_that_is_final_opens_no_number() {
-        let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::from_key(SecretKey::from_bytes(&[7; 32]).unwrap(), Network::Regtest);
-        let did = identity.did().clone();
-        let keys = Arc::new(Keys::of(&identity));
-        let source = "esplora=http://127.0.0.1:1".parse().unwrap();
-        let controller = StandingController::new(ControllerParts {
-            dids: vec![ControlledDid { identity, keys }],
-            service: None,
-            policy: StandingPolicy::default(),
-            invite: None,
-            applies_as: None,
-            resolver: Resolver { source, stores: Vec::new(), min_conf: 1 },
-            updates: Some(dir.path().to_owned()),
-            out: &dir.path().join("out"),
-            printer: Printer::new(true),
-        })
-        .unwrap();
-        let prepare = |version: u64| {
-            let update =
-                json!({ "patch": [], "targetVersionId": version, "proof": { "invocationTarget": did.as_str() } });
-            std::fs::write(dir.path().join(format!("{version}.json")), update.to_string()).unwrap();
-        };
-        assert!(!controller.has_prepared(&KnownVersions::default()));
-        prepare(2);
-        assert!(controller.has_prepared(&KnownVersions::default()), "nothing is known of the DID yet");
-        controller.finals().insert(did_index(&did), 1);
-        assert!(controller.has_prepared(&KnownVersions::default()));
-        controller.finals().insert(did_index(&did), 2);
-        assert!(!controller.has_prepared(&KnownVersions::default()), "its file is still there");
-        prepare(3);
-        assert!(controller.has_prepared(&KnownVersions::default()));
     }
 }

@@ -42,28 +42,30 @@ impl StandingController {
         stored.into_iter().map(|(number, _)| number).collect()
     }
 
+    /// Whether something waits to be stored again.
+    pub fn has_unstored(&self) -> bool {
+        !self.unstored().is_empty()
+    }
+
     fn unstored(&self) -> MutexGuard<'_, Unstored> {
         // Each change is one call.
         self.unstored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn store_entries(&self, board: &Board, entries: &[OwnEntry]) -> Result<(), String> {
-        let prepared = self.prepared();
-        let by_hash: BTreeMap<&DocumentHash, &SignedUpdate> =
-            prepared.values().map(|update| (update.hash(), update)).collect();
+        let dids = self.indexes();
         for entry in entries {
-            let Some(controlled) = self.dids.get(&entry.index) else { continue };
-            let did = controlled.identity.did();
+            let Some(did) = dids.get(&entry.index) else { continue };
             let data = board.data(&entry.index, entry.nonce.as_ref(), entry.update.as_ref());
             let data = data.ok_or_else(|| format!("the board does not prove the entry of {did}"))?;
             let update = match &entry.update {
                 Some(hash) => {
-                    let update = by_hash.get(hash).ok_or_else(|| format!("the update of {did} is gone"))?;
-                    Some(update.value())
+                    let update = self.known_updates(&entry.index).into_iter().find(|update| update.hash() == hash);
+                    Some(update.ok_or_else(|| format!("the update of {did} is gone"))?)
                 }
                 None => None,
             };
-            self.sidecars.add(did, Some(&data), update)?;
+            self.sidecars.add(did, Some(&data), update.as_ref().map(SignedUpdate::value))?;
         }
         Ok(())
     }
@@ -75,14 +77,12 @@ impl StandingController {
     /// Why it cannot be stored, in words.
     pub(super) fn store_missed(&self, missed: &MissedBoard) -> Result<(), String> {
         let nonces: BTreeMap<_, _> = missed.nonces.iter().copied().collect();
-        let mut prepared = None;
-        for (index, controlled) in &self.dids {
-            let did = controlled.identity.did();
-            let mut updates = || prepared.get_or_insert_with(|| self.prepared()).clone();
+        for (index, did) in &self.indexes() {
+            let updates = || self.known_updates(index).into_iter();
             let (data, update) = match missed.board.announcement() {
                 Some(map) => {
                     let hash = map.get(did.as_str());
-                    let update = hash.and_then(|hash| updates().into_values().find(|update| update.hash() == hash));
+                    let update = hash.and_then(|hash| updates().find(|update| update.hash() == hash));
                     (BeaconData::Cas(map.clone()), update)
                 }
                 None => {
@@ -94,8 +94,7 @@ impl StandingController {
                             nonces.get(index).ok_or_else(|| format!("the leaf of {did} is of another seat"))?;
                         let is = |hash: Option<&DocumentHash>| smt_leaf(Some(nonce), hash) == *leaf.as_bytes();
                         if !is(None) {
-                            let of_did = updates().into_iter().filter(|((of, _), _)| of == index);
-                            let found = of_did.map(|(_, update)| update).find(|update| is(Some(update.hash())));
+                            let found = updates().find(|update| is(Some(update.hash())));
                             update =
                                 Some(found.ok_or_else(|| format!("the announced update of {did} is not here"))?);
                         }

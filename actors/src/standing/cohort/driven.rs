@@ -79,7 +79,8 @@ impl StandingCohortActor {
                     announcements_left,
                 };
                 self.shared.notices.publish(signed);
-                let is_low = announcements_left.1 < LOW_BALANCE;
+                // After the move the coin is not this cohort's.
+                let is_low = announcements_left.1 < LOW_BALANCE && self.engine.machine().moved().is_none();
                 let Some(output) = self.engine.machine().output().filter(|_| is_low) else { return };
                 let beacon_address = output.address().to_owned();
                 StandingNotice::BalanceLow { cohort_id, beacon_address, balance, announcements_left }
@@ -143,6 +144,11 @@ impl Driven for StandingCohortActor {
                 let (seat, registered) = (from.clone(), registered.len());
                 StandingNotice::RowsSettled { cohort_id, seat, registered, refused }
             }
+            CohortEvent::SuccessorNamed { successor, .. } => StandingNotice::SuccessorNamed {
+                cohort_id,
+                successor: successor.cohort_id.clone(),
+                beacon_address: successor.beacon_address.clone(),
+            },
             CohortEvent::CoinArrived { coin, .. } => {
                 let outpoint = OutPoint::new(coin.txid, coin.vout);
                 StandingNotice::CoinArrived { cohort_id, outpoint, value: coin.value }

@@ -4,6 +4,7 @@ mod admission;
 mod answers;
 mod charges;
 mod driven;
+mod moving;
 mod number;
 mod record;
 
@@ -15,7 +16,7 @@ use actix::{
 };
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        BoardReader, OpportunityKind, StandingTerms,
+        BoardReader, OpportunityKind, StandingTerms, Succession,
         cohort::{CohortConfig, CohortEvent, CohortInput, StandingCohort},
         message::StandingMessage,
         number::{NumberEnd, NumberTask},
@@ -29,6 +30,7 @@ use btcr2_aggregation_protocol::{
     output::KeyAggregator,
 };
 
+pub(crate) use self::moving::NewCohort;
 use self::{
     admission::Applicants,
     charges::Charge,
@@ -144,6 +146,8 @@ pub(crate) enum StandingRequest {
     Finalize,
     /// Open a number now, within the cadence.
     OpenNow(OpportunityKind),
+    /// Name the cohort to which this one moves.
+    NameSuccessor(Arc<NewCohort>),
     /// A coin, or a spend: for a service without a chain.
     News(Box<CohortInput>),
     /// Look at the chain now.
@@ -172,8 +176,8 @@ struct NumberGone(u64, End);
 
 /// How a cohort's actor starts.
 pub(crate) enum StartMode {
-    /// The cohort is new.
-    Fresh,
+    /// The cohort is new, and succeeds another one or none.
+    Fresh(Option<Succession>),
     /// At the end of its journal, with so many records.
     Resumed(usize),
     /// The actor panicked: its journal is replayed first.
@@ -185,6 +189,8 @@ pub(crate) struct StandingCohortActor {
     shared: Arc<StandingShared>,
     outbound: Link,
     mode: StartMode,
+    /// The cohort that it succeeds, of a cohort that began in this process.
+    succeeds: Option<Succession>,
     number: Option<RunningNumber>,
     applicants: Applicants,
     coins: Option<(Addr<CoinWatch>, Lease)>,
@@ -218,6 +224,7 @@ impl StandingCohortActor {
                 engine,
                 shared,
                 outbound,
+                succeeds: if let StartMode::Fresh(succeeds) = &mode { succeeds.clone() } else { None },
                 mode,
                 number: None,
                 applicants: Applicants::default(),
@@ -307,7 +314,7 @@ impl Actor for StandingCohortActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.repeat_advert(1, ctx);
         match self.mode {
-            StartMode::Fresh => self.feed(CohortInput::Advertise, ctx),
+            StartMode::Fresh(_) => self.advertise(ctx),
             StartMode::Resumed(_) => self.go_on(ctx),
             StartMode::AfterPanic => self.restart_from_journal(ctx),
         }
@@ -359,7 +366,7 @@ impl Replayed for StandingCohortActor {
             let config = Arc::clone(self.engine.machine().config());
             let machine = StandingCohort::new(config).map_err(|_| "its terms contradict each other".to_owned())?;
             self.engine = self.engine.renewed(machine, rng);
-            self.feed(CohortInput::Advertise, ctx);
+            self.advertise(ctx);
             return Ok(());
         }
         let cohort_id = self.cohort_id().clone();
@@ -404,6 +411,7 @@ impl Handler<StandingRequest> for StandingCohortActor {
                 let allowed = self.engine.machine().may_open(now, kind);
                 allowed.and_then(|()| self.feed_own(CohortInput::OpenNow { kind }, ctx))
             }
+            StandingRequest::NameSuccessor(new) => self.name_successor(&new, ctx),
             StandingRequest::News(news) => {
                 self.feed(*news, ctx);
                 Ok(())

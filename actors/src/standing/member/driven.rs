@@ -14,7 +14,7 @@ use btcr2_aggregation_protocol::{
     machine::Machine,
 };
 
-use super::{fetch::Wanted, seat::SeatActor};
+use super::{fetch::Wanted, moving::prepared, seat::SeatActor};
 use crate::{
     backoff::Backoff,
     chain::signal_of,
@@ -93,7 +93,12 @@ impl Driven for SeatActor {
     fn is_heavy(_: &Seat, input: &SeatInput) -> bool {
         match input {
             SeatInput::Message(message) => {
-                matches!(message, StandingMessage::StandingReady(_) | StandingMessage::OpportunityOpened(_))
+                matches!(
+                    message,
+                    StandingMessage::StandingReady(_)
+                        | StandingMessage::OpportunityOpened(_)
+                        | StandingMessage::SuccessorFormed(_)
+                )
             }
             SeatInput::RowsFetched { .. }
             | SeatInput::BoardFetched { .. }
@@ -158,6 +163,22 @@ impl Driven for SeatActor {
                 SeatNotice::CoinSpent { seat, cohort_id, outpoint, by: *by }
             }
             SeatEvent::NumberOver { .. } => return self.claim(ctx),
+            SeatEvent::RosterConfirmed { .. } => {
+                self.report_confirmed(ctx);
+                return self.prepare_move(ctx);
+            }
+            SeatEvent::SuccessorNamed { successor, .. } => {
+                self.prepare_move(ctx);
+                let (successor, beacon_address) = (successor.cohort_id.clone(), successor.beacon_address.clone());
+                SeatNotice::SuccessorKnown { seat, cohort_id, successor, beacon_address }
+            }
+            SeatEvent::MovePrepared { successor, registered, left, .. } => SeatNotice::MovePrepared {
+                seat,
+                cohort_id,
+                successor: successor.clone(),
+                registered: registered.clone(),
+                left: left.clone(),
+            },
             _ => return,
         };
         self.notify(notice);
@@ -170,15 +191,25 @@ impl Driven for SeatActor {
             SeatEffect::Send(message) => self.send(message),
             SeatEffect::AskUpdates { opportunity, committed, announced } => {
                 let Some(view) = self.view() else { return };
+                let (number, kind) = (opportunity.number, opportunity.kind);
+                if !kind.announces() {
+                    return self.feed(SeatInput::UpdatesDecided { number, updates: Vec::new() }, ctx);
+                }
                 let indexes = self.engine.machine().indexes().copied().collect();
-                let asked = UpdatesAsked { opportunity, committed, announced, indexes };
+                let move_to = self.move_of(kind);
+                let asked = UpdatesAsked { opportunity, committed, announced, indexes, move_to };
                 let question = async move {
                     let number = asked.opportunity.number;
                     let chosen = policy.chooses(&view, &asked).await;
                     let resolved =
                         chosen.resolved.into_iter().map(|(index, version)| SeatInput::Resolved { index, version });
                     let decided = SeatInput::UpdatesDecided { number, updates: chosen.updates };
-                    resolved.chain([decided]).collect()
+                    // With the opportunity the seat may have learned of rows of its own.
+                    let prepared = match &asked.move_to {
+                        Some(move_to) => Some(prepared(&*policy, &view, move_to).await),
+                        None => None,
+                    };
+                    resolved.chain(prepared).chain([decided]).collect()
                 };
                 self.ask(question, ctx);
             }

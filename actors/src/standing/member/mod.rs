@@ -6,6 +6,7 @@ mod enrolling;
 mod fetch;
 mod history;
 mod host;
+mod moving;
 mod restored;
 mod seat;
 mod serving;
@@ -18,7 +19,7 @@ use actix::{
 };
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        BoardReader, SeatSeed, SharedBoards, StandingTerms,
+        BoardReader, SeatSeed, SharedBoards, StandingTerms, Succession,
         message::{StandingAdvert, StandingMessage},
         seat::{Seat, SeatConfig, SeatEvent},
     },
@@ -270,7 +271,8 @@ impl MemberActor {
         let gone_did = did.clone();
         // An unbounded send: there is one for each seat.
         let gone = move |end| member.do_send(SeatGone(gone_did, end));
-        let (address, _lease) = SeatActor::start(machine, keys, mode, Arc::clone(&self.settings), gone);
+        let confirmed = ctx.address().recipient();
+        let (address, _lease) = SeatActor::start(machine, keys, mode, Arc::clone(&self.settings), confirmed, gone);
         self.seats.insert(did, Child { address, service, cohort_id, _lease });
     }
 
@@ -290,10 +292,18 @@ impl MemberActor {
         let Some(service_key) = from.key().filter(|key| key.to_bytes() == advert.communication_pk.0) else {
             return;
         };
+        let is_signed = |one: &Succession| one.is_signed(advert.terms.network, from, &advert.cohort_id);
+        if advert.succeeds.as_ref().is_some_and(|succession| !is_signed(succession)) {
+            return;
+        }
         let terms = Arc::new(advert.terms.clone());
         let reasons = self.settings.policy.standing_policy().objections(&terms, None);
-        let offer =
-            StandingOffer { service: from.clone(), cohort_id: advert.cohort_id.clone(), terms: Arc::clone(&terms) };
+        let offer = StandingOffer {
+            service: from.clone(),
+            cohort_id: advert.cohort_id.clone(),
+            terms: Arc::clone(&terms),
+            succeeds: advert.succeeds.clone(),
+        };
         if !reasons.is_empty() {
             return self.decline(offer, reasons);
         }
@@ -317,7 +327,7 @@ impl MemberActor {
     }
 
     fn join(&mut self, offer: &StandingOffer, service_key: PublicKey, ctx: &Context<Self>) {
-        let StandingOffer { service, cohort_id, terms } = offer;
+        let StandingOffer { service, cohort_id, terms, .. } = offer;
         match self.settings.keys(service, cohort_id) {
             Ok(keys) => {
                 let config = self.settings.config(service, service_key, cohort_id, Arc::clone(terms), &keys);

@@ -1,10 +1,13 @@
 //! One seat as an actor: its machine, its signer, its host.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Supervised, WrapFuture,
-    dev::ContextFut,
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage, Recipient, Supervised,
+    WrapFuture, dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{
     cohort::standing::{
@@ -13,6 +16,8 @@ use btcr2_aggregation_protocol::{
         seat::{Enrolment, Seat, SeatEffect, SeatEvent, SeatInput},
     },
     error::Reject,
+    hash::DidIndex,
+    id::CohortId,
     identity::Identity,
     key::SecretKey,
     machine::Machine,
@@ -24,6 +29,7 @@ use super::{
     fetch::{BoardFetches, RowsFetch},
     history::HistoryRead,
     host::{Inspect, SeatRequest},
+    moving::Confirmed,
     serving::Serving,
 };
 use crate::{
@@ -77,6 +83,10 @@ pub(crate) struct SeatActor {
     pub(super) tries: u32,
     pub(super) has_timer: bool,
     coins: Option<(Addr<CoinWatch>, Lease)>,
+    /// Is sent what this seat's cohort has confirmed.
+    pub(super) member: Recipient<Confirmed>,
+    /// What the cohorts of the member's other seats have confirmed.
+    pub(super) confirmed_elsewhere: BTreeMap<CohortId, BTreeSet<DidIndex>>,
     /// Whether it waits for coins to be spent, after a restore from a backup.
     pub(super) waits_for_coins: bool,
     restarts: Restarts,
@@ -90,6 +100,7 @@ impl SeatActor {
         keys: SeatKeys,
         mode: StartMode,
         settings: Arc<MemberSettings>,
+        member: Recipient<Confirmed>,
         gone: impl FnOnce(End) + 'static,
     ) -> (Addr<Self>, Lease) {
         let did = keys.identity.did().clone();
@@ -119,6 +130,8 @@ impl SeatActor {
                 tries: 0,
                 has_timer: false,
                 coins: None,
+                member,
+                confirmed_elsewhere: BTreeMap::new(),
                 waits_for_coins: false,
                 restarts: Restarts::default(),
                 guard: EndGuard::leased(leased, gone),
@@ -186,6 +199,8 @@ impl SeatActor {
         self.watch(ctx);
         self.resume(ctx);
         self.after_formation(ctx);
+        self.report_confirmed(ctx);
+        self.prepare_move(ctx);
         self.read_history(ctx);
         self.claim(ctx);
     }

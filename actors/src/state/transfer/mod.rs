@@ -147,6 +147,38 @@ impl State {
         Ok(Some(CohortDocument { format, schema: SCHEMA, cohort_id, streams, boards, dids }))
     }
 
+    /// Every stream of the journal, live and archived: a backup of it.
+    ///
+    /// # Errors
+    /// When a stream is damaged, or the directory cannot be read.
+    pub async fn export_streams(&self) -> Result<Vec<StreamDocument>, TransferError> {
+        let mut streams = Vec::new();
+        for summary in self.streams().await? {
+            let records = self.raw(&summary.stream).await?;
+            let name = summary.stream.as_str().to_owned();
+            streams.push(StreamDocument { name, archived: summary.archived, records });
+        }
+        Ok(streams)
+    }
+
+    /// Writes streams of a backup into a directory that has none of them, all or none. Durable when it answers.
+    ///
+    /// # Errors
+    /// [`TransferError::Conflict`] when one of them is here; when they cannot be written.
+    pub async fn import_streams(&self, streams: &[StreamDocument]) -> Result<(), TransferError> {
+        let mut changes = Vec::new();
+        for StreamDocument { name, archived, records } in streams {
+            let stream = StreamId::new(name.as_str());
+            if !self.raw(&stream).await?.is_empty() {
+                return Err(TransferError::Conflict(stream));
+            }
+            let records = records.iter().map(|record| record.get().as_bytes().to_vec()).collect();
+            changes.push(Change::Append { stream: stream.clone(), records });
+            changes.extend(archived.map(|at| Change::Archive { stream, at }));
+        }
+        self.write_all(changes).await
+    }
+
     /// The cohort's signing sessions, whose streams have their own names.
     async fn sessions_of(&self, cohort_id: &CohortId) -> Result<BTreeSet<SessionId>, JournalError> {
         let stream = StreamId::new(format!("cohort/{cohort_id}"));

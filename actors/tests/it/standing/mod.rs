@@ -11,6 +11,7 @@ mod filter;
 mod history;
 mod holder;
 mod hostile;
+mod migration;
 mod mortal;
 mod peers;
 mod restarts;

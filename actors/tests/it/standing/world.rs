@@ -158,14 +158,22 @@ impl SeatPolicy for Controller {
     }
 
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {
-        let state = self.state.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
+        // In a move each DID that is registered at the successor wants its address.
+        let address = asked.move_to.as_ref().map(|move_to| move_to.successor.beacon_address.clone());
+        if let Some(move_to) = &asked.move_to {
+            state.wants.clone_from(&move_to.indexes);
+        }
         let update = |did: &Did| {
             let index = index(did);
             let version = state.versions.get(&index).copied().unwrap_or(1) + 1;
             if !state.wants.contains(&index) || asked.announced.contains(&(index, version)) {
                 return None;
             }
-            let update = json!({ "did": did, "targetVersionId": version });
+            let mut update = json!({ "did": did, "targetVersionId": version });
+            if let Some(address) = &address {
+                update["beacon"] = json!(address);
+            }
             let hash = document_hash(&update).unwrap();
             let full = (seat.terms.updates == Updates::Full).then_some(update);
             Some(SeatUpdate { did: did.clone(), version, hash, full })
@@ -232,6 +240,12 @@ impl Seat {
 
     pub(super) async fn did(&self) -> Did {
         self.member.as_ref().unwrap().seats().await[0].seat.clone()
+    }
+
+    /// Its seat in a cohort.
+    pub(super) async fn did_in(&self, cohort: &StandingCohort) -> Did {
+        let seats = self.member.as_ref().unwrap().seats().await;
+        seats.iter().find(|seat| seat.cohort_id == *cohort.id()).unwrap().seat.clone()
     }
 
     /// The identity of its messages.

@@ -7,6 +7,7 @@
 //!    opportunity ───────▶ response: entries and nonces, signed by the seat              response
 //!    board: the roster and all responses, the same bytes for every seat                  board
 //!    request ───────────▶ rebuild the signal, check, sign ──▶ confirmation              transaction
+//!  the last opportunity moves DIDs and coin to the address of another cohort            successor
 //! ```
 //!
 //! The service is a bulletin board. Every seat gets the same bytes, rebuilds the map or the tree from them, and signs only if that
@@ -26,6 +27,7 @@ mod roster;
 pub mod seat;
 mod seed;
 mod signer;
+mod successor;
 mod terms;
 mod transaction;
 
@@ -39,6 +41,7 @@ pub use self::{
     roster::{Roster, Row, RowAction, RowProblem},
     seed::SeatSeed,
     signer::SeatSigner,
+    successor::{Succession, Successor},
     terms::{Absent, MAX_UNCONFIRMED, Registration, StandingBeacon, StandingPolicy, StandingTerms, Updates},
     transaction::{
         Destinations, Mode, StandingBuildError, StandingFault, TransactionCheck, announcement_vsize,

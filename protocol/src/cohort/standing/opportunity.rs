@@ -24,6 +24,17 @@ named! {
         Announcement = "announcement",
         /// It joins coins, and announces nothing.
         Refresh = "refresh",
+        /// It announces updates that replace the beacon address by that of the successor, to which it pays its change.
+        Move = "move",
+        /// There is none: the board shows that the seats have one roster. It spends nothing.
+        Roster = "roster",
+    }
+}
+
+impl OpportunityKind {
+    /// Whether its transaction announces updates.
+    pub const fn announces(self) -> bool {
+        matches!(self, Self::Announcement | Self::Move)
     }
 }
 
@@ -31,7 +42,7 @@ impl<'de> Deserialize<'de> for OpportunityKind {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let found = Self::ALL.iter().find(|kind| kind.as_str() == text);
-        found.copied().ok_or_else(|| serde::de::Error::custom("announcement or refresh expected"))
+        found.copied().ok_or_else(|| serde::de::Error::custom("announcement, refresh, move or roster expected"))
     }
 }
 
@@ -76,7 +87,7 @@ pub struct Opportunity {
     pub respond_by: u64,
     /// The roster that it covers.
     pub roster_hash: DocumentHash,
-    /// What its transaction spends; one coin, except for a refresh.
+    /// What its transaction spends; one coin, except for a refresh, and for a roster none.
     pub coins: Vec<CoinRef>,
     /// The rows since the last number, in their order.
     pub rows: Vec<Row>,

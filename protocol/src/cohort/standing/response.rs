@@ -234,18 +234,20 @@ impl Response {
         }
     }
 
-    /// Whether it counts in that place: a refresh announces nothing, and a response to it has no entries.
+    /// Whether it counts in that place: a refresh or a roster announces nothing, and a response to it has no entries.
     ///
     /// # Errors
     /// The first [`ResponseProblem`].
     pub fn check_in(&self, place: BoardPlace<'_>) -> Result<(), ResponseProblem> {
         let BoardPlace { terms, roster, roster_hash, number, inputs, kind } = place;
         match kind {
-            OpportunityKind::Announcement => self.check(terms, roster, roster_hash, number, inputs),
-            OpportunityKind::Refresh if self.entries.is_empty() && !self.has_updates => {
+            OpportunityKind::Announcement | OpportunityKind::Move => {
+                self.check(terms, roster, roster_hash, number, inputs)
+            }
+            OpportunityKind::Refresh | OpportunityKind::Roster if self.entries.is_empty() && !self.has_updates => {
                 self.check_rest(roster, roster_hash, number, inputs)
             }
-            OpportunityKind::Refresh => Err(ResponseProblem::HasUpdates),
+            OpportunityKind::Refresh | OpportunityKind::Roster => Err(ResponseProblem::HasUpdates),
         }
     }
 

@@ -123,6 +123,8 @@ pub struct Roster {
     log: Arc<Vec<Row>>,
     /// The place in the log of the last row of every index that was ever registered.
     rows: BTreeMap<DidIndex, usize>,
+    /// The seats that have ever registered an index.
+    registrants: BTreeSet<PublicKey>,
     most_per_seat: u32,
     hash: Computed,
 }
@@ -144,7 +146,8 @@ impl Roster {
     pub fn new(context: CohortContext, seats: impl IntoIterator<Item = PublicKey>, most_per_seat: u32) -> Self {
         let seats = seats.into_iter().map(|seat| (seat, BTreeSet::new())).collect();
         let hash = Computed::default();
-        Self { context, seats, log: Arc::default(), rows: BTreeMap::new(), most_per_seat, hash }
+        let registrants = BTreeSet::new();
+        Self { context, seats, registrants, log: Arc::default(), rows: BTreeMap::new(), most_per_seat, hash }
     }
 
     /// The roster after these rows, which were [checked](Self::check) before they were stored.
@@ -177,9 +180,16 @@ impl Roster {
         self.seats.get(seat).unwrap_or(&NONE).iter()
     }
 
-    /// How many seats have at least so many indexes.
+    /// Whether the seat has released every index that it had: it has left, and is still a key of the output.
+    pub fn has_left(&self, seat: &PublicKey) -> bool {
+        self.registrants.contains(seat) && self.indexes(seat).len() == 0
+    }
+
+    /// How many seats have at least so many indexes. Who has left goes on signing, and must not stop the others.
     pub(super) fn seats_with(&self, least: usize) -> usize {
-        self.seats.values().filter(|indexes| indexes.len() >= least).count()
+        let is_ready =
+            |(seat, indexes): &(&PublicKey, &BTreeSet<DidIndex>)| indexes.len() >= least || self.has_left(seat);
+        self.seats.iter().filter(is_ready).count()
     }
 
     /// The seat to which an index is registered.
@@ -264,6 +274,7 @@ impl Roster {
                 RowAction::Register => indexes.insert(row.did_index),
                 RowAction::Unregister => indexes.remove(&row.did_index),
             };
+            self.registrants.insert(row.seat);
             self.rows.insert(row.did_index, self.log.len());
             Arc::make_mut(&mut self.log).push(row.clone());
             self.hash = Computed::default();

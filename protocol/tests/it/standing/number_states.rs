@@ -91,8 +91,8 @@ impl Running {
     fn response(&self, at: usize) -> Response {
         let of_seat = self.cohort.roster.len() / self.cohort.keys.len();
         let updated = match self.number.task().opportunity.kind {
-            OpportunityKind::Announcement => vec![at * of_seat],
-            OpportunityKind::Refresh => Vec::new(),
+            OpportunityKind::Announcement | OpportunityKind::Move => vec![at * of_seat],
+            OpportunityKind::Refresh | OpportunityKind::Roster => Vec::new(),
         };
         let mut response = self.cohort.response(at, 1, &updated);
         if updated.is_empty() {

@@ -44,11 +44,16 @@ pub struct Controlled {
     pub wants: bool,
     /// What the next version is; a host that has lost it makes another one.
     pub(super) salt: u64,
+    /// The address of the successor, once it is registered there: its next update lists that address.
+    pub(super) moves: Option<String>,
 }
 
 impl Controlled {
     fn next(&self, salt: u64) -> (Value, DocumentHash) {
-        let update = json!({ "did": self.did, "targetVersionId": self.version + 1, "salt": salt });
+        let mut update = json!({ "did": self.did, "targetVersionId": self.version + 1, "salt": salt });
+        if let Some(address) = &self.moves {
+            update["beacon"] = json!(address);
+        }
         let hash = document_hash(&update).unwrap();
         (update, hash)
     }
@@ -96,7 +101,7 @@ impl SeatNode {
         let controlled = |at: usize| {
             let did = super::cohort::did(number * 100 + at);
             let index = did_index(&did);
-            Controlled { did, index, version: 1, wants: false, salt: 0 }
+            Controlled { did, index, version: 1, wants: false, salt: 0, moves: None }
         };
         Self {
             did: Did::from_key(communication.public_key(), NETWORK),
@@ -203,6 +208,7 @@ impl SeatNode {
         &self,
         committed: &[(DidIndex, u64, DocumentHash)],
         announced: &BTreeSet<(DidIndex, u64)>,
+        is_move: bool,
     ) -> Vec<SeatUpdate> {
         let registered: Vec<DidIndex> = self.machine.indexes().copied().collect();
         let of = |controlled: &Controlled| {
@@ -218,7 +224,15 @@ impl SeatNode {
                     let salts = (0..=controlled.salt).map(|salt| controlled.next(salt));
                     salts.into_iter().find(|(_, made)| made == hash)?
                 }
-                None if controlled.wants => controlled.next(controlled.salt),
+                // Only the next update is that of the move: no other one follows here.
+                None if if is_move {
+                    controlled.moves.is_some()
+                } else {
+                    controlled.wants && controlled.moves.is_none()
+                } =>
+                {
+                    controlled.next(controlled.salt)
+                }
                 None => return None,
             };
             let full = (self.config.terms.updates == Updates::Full).then_some(update);
@@ -242,9 +256,11 @@ impl SeatNode {
                     continue;
                 }
                 SeatEffect::AskUpdates { opportunity, committed, announced } => {
-                    let announces = opportunity.kind
-                        == btcr2_aggregation_protocol::cohort::standing::OpportunityKind::Announcement;
-                    let updates = if announces { self.updates(&committed, &announced) } else { Vec::new() };
+                    let is_move =
+                        opportunity.kind == btcr2_aggregation_protocol::cohort::standing::OpportunityKind::Move;
+                    let announces = opportunity.kind.announces();
+                    let updates =
+                        if announces { self.updates(&committed, &announced, is_move) } else { Vec::new() };
                     let number = opportunity.number;
                     match self.feed(now, &SeatInput::UpdatesDecided { number, updates }, service, rng) {
                         Ok(more) => {

@@ -60,13 +60,17 @@ pub struct ServiceNode {
 
 impl ServiceNode {
     pub(super) fn new(terms: &StandingTerms) -> Self {
+        Self::named("standing-cohort", terms)
+    }
+
+    pub(super) fn named(cohort_id: &str, terms: &StandingTerms) -> Self {
         let key = SecretKey::from_bytes(&[3; 32]).unwrap();
         let did = Did::from_key(key.public_key(), NETWORK);
         let config = Arc::new(CohortConfig {
             terms: Arc::new(terms.clone()),
             service: did.clone(),
             service_key: key.public_key(),
-            cohort_id: CohortId::parse("standing-cohort").unwrap(),
+            cohort_id: CohortId::parse(cohort_id).unwrap(),
             aggregator: Arc::new(MemoizedAggregator::default()),
         });
         Self {

@@ -82,10 +82,18 @@ impl World {
     }
 
     pub(super) fn enrolling(seed: u64, terms: &StandingTerms, seats: usize, dids: usize) -> Self {
-        let service = ServiceNode::new(terms);
-        let seats = (0..seats).map(|number| SeatNode::new(number, service.config(), dids)).collect();
-        let mut world = Self {
-            now: START,
+        let numbers: Vec<usize> = (0..seats).collect();
+        let mut world = Self::of(seed, START, ServiceNode::new(terms), &numbers, dids);
+        let outgoing = world.service.advert(world.now, &mut world.rng);
+        world.send_all(outgoing);
+        world
+    }
+
+    /// A cohort that is not advertised, with the seats of these numbers.
+    pub(super) fn of(seed: u64, now: Timestamp, service: ServiceNode, numbers: &[usize], dids: usize) -> Self {
+        let seats = numbers.iter().map(|number| SeatNode::new(*number, service.config(), dids)).collect();
+        Self {
+            now,
             rng: ChaCha20Rng::seed_from_u64(seed),
             dice: ChaCha20Rng::seed_from_u64(seed ^ 0xd1ce),
             service,
@@ -99,10 +107,7 @@ impl World {
             confirmed: Vec::new(),
             coins: BTreeMap::new(),
             deposits: 0,
-        };
-        let outgoing = world.service.advert(world.now, &mut world.rng);
-        world.send_all(outgoing);
-        world
+        }
     }
 
     pub(super) fn below(&mut self, bound: u64) -> u64 {

@@ -21,6 +21,16 @@ struct Link {
     transaction: Arc<Transaction>,
     change: CoinRef,
     is_confirmed: bool,
+    /// Whether the change is at the address of a successor, where this cohort cannot spend it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    leaves: bool,
+}
+
+impl Link {
+    /// The coin that it leaves to this cohort.
+    fn left(&self) -> Option<CoinRef> {
+        (!self.leaves).then_some(self.change)
+    }
 }
 
 impl Link {
@@ -45,8 +55,8 @@ impl Coins {
         if let [first, ..] = self.retried.as_slice() {
             return Some(*first);
         }
-        match self.links.last() {
-            Some(link) => Some(link.change),
+        match self.links.last().and_then(Link::left) {
+            Some(change) => Some(change),
             None => self.deposits.iter().max_by_key(|coin| (coin.value, std::cmp::Reverse(**coin))).copied(),
         }
     }
@@ -127,11 +137,17 @@ impl Coins {
 
     /// Whether a coin can be spent, as far as is known here.
     pub(super) fn is_there(&self, coin: &CoinRef) -> bool {
-        self.deposits.contains(coin) || self.links.last().is_some_and(|link| link.change == *coin)
+        self.deposits.contains(coin) || self.links.last().and_then(Link::left) == Some(*coin)
     }
 
     /// A number has a signed transaction. One whose coin is gone can never be mined.
-    pub(super) fn signed(&mut self, number: u64, spends: Vec<CoinRef>, transaction: &Arc<Transaction>) {
+    pub(super) fn signed(
+        &mut self,
+        number: u64,
+        spends: Vec<CoinRef>,
+        transaction: &Arc<Transaction>,
+        leaves: bool,
+    ) {
         self.retried.clear();
         if !spends.iter().all(|coin| self.is_there(coin)) {
             return;
@@ -140,7 +156,8 @@ impl Coins {
         let Some(change) = transaction.output.first() else { return };
         let change = CoinRef { txid: transaction.compute_txid(), vout: 0, value: change.value.to_sat() };
         self.deposits.retain(|coin| !spends.contains(coin));
-        self.links.push(Link { number, spends, transaction: Arc::clone(transaction), change, is_confirmed: false });
+        let (transaction, is_confirmed) = (Arc::clone(transaction), false);
+        self.links.push(Link { number, spends, transaction, change, is_confirmed, leaves });
     }
 
     /// The number of the transaction that is now final.
@@ -154,11 +171,17 @@ impl Coins {
         let is_void =
             |link: &Link| link.spends.contains(coin) && link.transaction.compute_txid() != by && !link.is_confirmed;
         let first = self.links.iter().position(is_void);
-        first.map_or_else(Vec::new, |first| self.links[first..].iter().map(|link| link.number).collect())
+        let Some(first) = first else { return Vec::new() };
+        // Nothing descends from what leaves the address.
+        let last = self.links[first..].iter().position(|link| link.leaves).map(|at| first + at);
+        let void = &self.links[first..=last.unwrap_or(self.links.len() - 1)];
+        void.iter().map(|link| link.number).collect()
     }
 
     pub(super) fn confirm(&mut self, number: u64) {
-        for link in self.links.iter_mut().filter(|link| link.number <= number) {
+        // All before it are its ancestors, but what left the address is none of anything.
+        let ancestors = self.links.iter_mut().rev().skip_while(|link| link.number > number);
+        for link in ancestors.take_while(|link| !link.leaves || link.number == number) {
             link.is_confirmed = true;
         }
         // Of the final ones only the last is needed: its change is the next coin.
@@ -177,7 +200,7 @@ impl Coins {
             *spent != coin && !changes.contains(spent) && links.iter().all(|link| link.change != **spent)
         });
         self.deposits.extend(returned);
-        if links.last().is_some_and(|link| link.change == *coin) {
+        if links.last().and_then(Link::left) == Some(*coin) {
             links.pop();
         }
         self.links = links;
@@ -245,7 +268,7 @@ mod tests {
     }
 
     fn sign(coins: &mut Coins, number: u64, spends: &[CoinRef]) -> CoinRef {
-        coins.signed(number, spends.to_vec(), &transaction(number as u32, 50));
+        coins.signed(number, spends.to_vec(), &transaction(number as u32, 50), false);
         assert_eq!(coins.next(), Some(change(number as u32, 50)));
         change(number as u32, 50)
     }

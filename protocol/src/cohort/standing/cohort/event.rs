@@ -12,6 +12,7 @@ use crate::{
         number::{NumberEnd, NumberTask, Why},
         opportunity::{CoinRef, Opportunity, OpportunityKind},
         roster::Row,
+        successor::{Succession, Successor},
         terms::StandingTerms,
     },
     did::Did,
@@ -39,6 +40,10 @@ pub struct Credentials {
 pub enum CohortInput {
     /// Begin: advertise the cohort.
     Advertise,
+    /// Begin: advertise the cohort as the successor of another one.
+    AdvertiseSuccessor(Succession),
+    /// The successor has formed; signed by the service.
+    SuccessorFormed(Arc<Successor>),
     /// A peer's message, authenticated by its transport.
     Message {
         /// The sender.
@@ -80,7 +85,7 @@ pub enum CohortInput {
         /// How.
         end: NumberEnd,
     },
-    /// The host opens a number now, within the cadence; or one that joins all coins.
+    /// The host opens a number now, within the cadence; or one that joins all coins, moves to the successor, or shows the roster.
     OpenNow {
         /// What it does.
         kind: OpportunityKind,
@@ -100,6 +105,9 @@ pub enum CohortEvent {
         terms: Arc<StandingTerms>,
         /// The service.
         service: Did,
+        /// The cohort that it succeeds, if it does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        succeeds: Option<Succession>,
     },
     /// All that earlier events have led to: it replaces them in the journal.
     Saved(Box<SavedCohort>),
@@ -176,6 +184,15 @@ pub enum CohortEvent {
         at: Timestamp,
         /// The coin.
         coin: CoinRef,
+    },
+    /// The cohort to which this one moves has formed.
+    SuccessorNamed {
+        /// When.
+        at: Timestamp,
+        /// The successor, signed by the service.
+        successor: Arc<Successor>,
+        /// The output that follows from its keys.
+        output: BeaconOutput,
     },
     /// A number is to be opened; its opportunity is being signed.
     NumberPlanned {

@@ -3,6 +3,7 @@
 mod balance;
 mod coins;
 mod event;
+mod moving;
 mod opening;
 mod saved;
 mod seats;
@@ -10,26 +11,26 @@ mod seats;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
 };
 
 use rand_core::CryptoRng;
 
-use self::coins::Coins;
 pub use self::{
     balance::{LOW_BALANCE, MAX_REFRESH_COINS, Unconfirmed},
     event::{CohortEffect, CohortEvent, CohortInput, Credentials},
     saved::SavedCohort,
 };
+use self::{coins::Coins, moving::Migration};
 use super::{
     context::CohortContext,
     message::{
         EndKind, MAX_PEERS, NumberEndedNotice, OpportunityOpened, RowAnswer, RowsAnswered, SeatRefused,
         StandingAdvert, StandingMessage, StandingReady,
     },
-    number::{NumberEnd, NumberTask},
+    number::NumberEnd,
     opportunity::{Opportunity, TransactionHex},
     roster::{Roster, Row},
+    successor::Succession,
     terms::{Registration, StandingTerms},
 };
 use crate::{
@@ -104,6 +105,7 @@ struct Running {
     coins: Coins,
     /// The last end, for a seat that has missed it.
     ended: Option<(u64, NumberEnd)>,
+    migration: Migration,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -116,12 +118,13 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub struct StandingCohort {
     config: Arc<CohortConfig>,
+    succeeds: Option<Succession>,
     phase: Phase,
 }
 
 impl PartialEq for StandingCohort {
     fn eq(&self, other: &Self) -> bool {
-        self.phase == other.phase
+        (&self.phase, &self.succeeds) == (&other.phase, &other.succeeds)
     }
 }
 
@@ -135,7 +138,7 @@ impl StandingCohort {
     pub fn new(config: Arc<CohortConfig>) -> Result<Self, Vec<ConditionProblem>> {
         let problems = config.terms.problems();
         if problems.is_empty() {
-            Ok(Self { config, phase: Phase::Enrolling { candidates: BTreeMap::new() } })
+            Ok(Self { config, succeeds: None, phase: Phase::Enrolling { candidates: BTreeMap::new() } })
         } else {
             Err(problems)
         }
@@ -194,6 +197,7 @@ impl StandingCohort {
             cohort_id: self.config.cohort_id.clone(),
             communication_pk: Bytes(self.config.service_key.to_bytes()),
             terms: (*self.config.terms).clone(),
+            succeeds: self.succeeds.clone(),
         }
         .into()
     }
@@ -245,6 +249,7 @@ impl StandingCohort {
     pub fn send_again(&self, did: &Did) -> Vec<CohortEffect> {
         let Ok((running, _)) = self.seat(did) else { return Vec::new() };
         let mut messages = vec![self.ready(&running.output)];
+        messages.extend(self.successor_message());
         messages.extend(running.ended.as_ref().map(|(number, end)| self.end_notice(*number, end)));
         messages
             .extend(running.open.as_ref().filter(|open| open.is_signed).map(|open| self.opened(&open.opportunity)));
@@ -279,8 +284,10 @@ impl Machine for StandingCohort {
         match input {
             CohortInput::Advertise => {
                 let (terms, service) = (Arc::clone(&self.config.terms), self.config.service.clone());
-                Ok(vec![CohortEvent::Advertised { at: now, terms, service }])
+                Ok(vec![CohortEvent::Advertised { at: now, terms, service, succeeds: None }])
             }
+            CohortInput::AdvertiseSuccessor(succession) => self.on_succession(now, succession),
+            CohortInput::SuccessorFormed(successor) => self.on_successor(now, successor),
             CohortInput::Message { from, message } => self.on_message(now, from, message),
             CohortInput::Admitted { did, refusal } => self.on_admitted(now, did, refusal.as_ref()),
             CohortInput::Finalize => match &self.phase {
@@ -300,6 +307,9 @@ impl Machine for StandingCohort {
     fn apply(&mut self, event: &CohortEvent) {
         if let CohortEvent::Saved(saved) = event {
             return self.restore(saved);
+        }
+        if let CohortEvent::Advertised { succeeds, .. } = event {
+            self.succeeds.clone_from(succeeds);
         }
         if let (CohortEvent::Formed { output, .. }, Phase::Enrolling { candidates }) = (event, &self.phase) {
             let members = candidates.iter().filter(|(_, candidate)| output.keys().contains(&candidate.seat));
@@ -324,6 +334,7 @@ impl Machine for StandingCohort {
                 by_fallback: false,
                 coins: Coins::default(),
                 ended: None,
+                migration: Migration::default(),
             }));
             return;
         }
@@ -369,6 +380,9 @@ impl Machine for StandingCohort {
                 let answered = RowsAnswered { cohort_id, from_number, rows };
                 vec![CohortEffect::Send { to: from.clone(), message: answered.into() }]
             }
+            CohortEvent::SuccessorNamed { .. } => {
+                self.successor_message().map_or_else(Vec::new, |one| self.to_all(&one))
+            }
             CohortEvent::NumberPlanned { opportunity, .. } => {
                 vec![CohortEffect::SignOpportunity(Arc::clone(opportunity))]
             }
@@ -405,6 +419,7 @@ impl Machine for StandingCohort {
             }
             Phase::Running(running) => {
                 let mut effects = self.to_all(&self.ready(&running.output));
+                effects.extend(self.successor_message().iter().flat_map(|one| self.to_all(one)));
                 // The seats may not know the last end: they store its board, or have nothing more to wait for.
                 let end = running.ended.as_ref().map(|(number, end)| self.to_all(&self.end_notice(*number, end)));
                 effects.extend(end.into_iter().flatten());
@@ -473,23 +488,5 @@ impl StandingCohort {
         let Some(open) = self.running().and_then(|running| running.open.as_ref()) else { return Vec::new() };
         let run = self.task().map(CohortEffect::RunNumber);
         run.into_iter().chain(self.to_all(&self.opened(&open.opportunity))).collect()
-    }
-
-    fn task(&self) -> Option<Arc<NumberTask>> {
-        let running = self.running()?;
-        let open = running.open.as_ref()?;
-        Some(Arc::new(NumberTask {
-            terms: Arc::clone(&self.config.terms),
-            output: running.output.clone(),
-            roster: Arc::clone(&open.roster),
-            seats: running.seats.clone(),
-            opportunity: Arc::clone(&open.opportunity),
-            change: running.output.script_pubkey().to_owned(),
-            by_fallback: open.by_fallback,
-        }))
-    }
-
-    fn respond_by(&self, now: Timestamp) -> Timestamp {
-        now + Duration::from_secs(self.config.terms.respond_seconds.into())
     }
 }

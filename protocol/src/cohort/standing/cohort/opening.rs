@@ -25,6 +25,7 @@ impl StandingCohort {
         let running = self.running()?;
         if running.open.is_some()
             || running.coins.next().is_none()
+            || running.migration.has_moved() && running.failures == 0
             || running.coins.depth() >= usize::from(self.config.terms.max_unconfirmed)
         {
             return None;
@@ -75,9 +76,14 @@ impl StandingCohort {
     pub(super) fn on_tick(&self, now: Timestamp) -> Vec<CohortEvent> {
         match (self.next_opening(), self.running()) {
             (Some(opening), Some(running)) if opening <= now => {
-                let joined = self.coins_to_join(running);
-                let coins = if joined.is_empty() { running.coins.to_announce() } else { joined };
-                self.plan(now, running, coins).into_iter().collect()
+                let (kind, joined) = (running.migration.next_kind(), self.coins_to_join(running));
+                let coins = match kind {
+                    // A move that is open goes on when its coin can pay for it.
+                    OpportunityKind::Announcement | OpportunityKind::Move if !joined.is_empty() => joined,
+                    OpportunityKind::Refresh => running.coins.to_join(),
+                    _ => running.coins.to_announce(),
+                };
+                self.plan(now, running, kind, coins).into_iter().collect()
             }
             _ => Vec::new(),
         }
@@ -99,31 +105,40 @@ impl StandingCohort {
             return fault("a number is open");
         }
         let coins = match kind {
-            OpportunityKind::Announcement => running.coins.to_announce(),
+            OpportunityKind::Announcement | OpportunityKind::Move => running.coins.to_announce(),
             OpportunityKind::Refresh => running.coins.to_join(),
+            OpportunityKind::Roster => Vec::new(),
         };
-        if kind == OpportunityKind::Refresh && coins.len() < 2 {
-            return fault("a refresh joins two coins or more, which are final");
+        if let Some(problem) = self.cannot_open(running, kind, coins.len()) {
+            return fault(problem);
         }
         // The cadence is a promise to the seats: the operator keeps it too.
-        if now < self.earliest(running) && running.failures == 0 {
+        if now < self.earliest(running) && running.failures == 0 && kind != OpportunityKind::Roster {
             return fault("the terms' time between announcements has not passed");
         }
-        match self.plan(now, running, coins) {
+        match self.plan(now, running, kind, coins) {
             Some(event) => Ok(vec![event]),
             None => fault("there is no coin, or too many announcements are unconfirmed"),
         }
     }
 
-    /// A number on these coins. Several are joined by a refresh: also those that one has tried to join, and failed.
-    fn plan(&self, now: Timestamp, running: &Running, coins: Vec<CoinRef>) -> Option<CohortEvent> {
-        if coins.is_empty() || running.coins.depth() >= usize::from(self.config.terms.max_unconfirmed) {
+    /// A number of this kind on these coins. Several are joined by a refresh: also those that one has tried to join, and failed.
+    fn plan(
+        &self,
+        now: Timestamp,
+        running: &Running,
+        kind: OpportunityKind,
+        coins: Vec<CoinRef>,
+    ) -> Option<CohortEvent> {
+        let spends = kind != OpportunityKind::Roster;
+        let is_deep = running.coins.depth() >= usize::from(self.config.terms.max_unconfirmed);
+        if spends && (coins.is_empty() || is_deep) {
             return None;
         }
-        let kind = if coins.len() > 1 { OpportunityKind::Refresh } else { OpportunityKind::Announcement };
+        let kind = if coins.len() > 1 { OpportunityKind::Refresh } else { kind };
         // A seat that has missed rows fetches them; so does each of them where they are many.
         let rows = running.unsent();
-        let transactions = running.coins.transactions();
+        let transactions = if spends { running.coins.transactions() } else { Vec::new() };
         let bytes = || json_len(&rows) + json_len(&transactions);
         let rows = if rows.len() > MAX_PART_ROWS || bytes() > MAX_PART_BYTES { Vec::new() } else { rows.to_vec() };
         let opportunity = Opportunity {
@@ -139,6 +154,10 @@ impl StandingCohort {
         };
         let (opportunity, by_fallback) = (Arc::new(opportunity), running.by_fallback);
         Some(CohortEvent::NumberPlanned { at: now, opportunity, by_fallback })
+    }
+
+    fn respond_by(&self, now: Timestamp) -> Timestamp {
+        now + Duration::from_secs(self.config.terms.respond_seconds.into())
     }
 
     pub(super) fn on_signed(&self, now: Timestamp, opportunity: &Arc<Opportunity>) -> Decided {
@@ -184,6 +203,7 @@ impl Running {
             }
             CohortEvent::NumberPlanned { opportunity, by_fallback, .. } => {
                 self.last = opportunity.number;
+                self.migration.planned(opportunity.kind);
                 self.open = Some(OpenNumber {
                     pending: std::mem::take(&mut self.pending),
                     opportunity: Arc::clone(opportunity),
@@ -203,9 +223,14 @@ impl Running {
             }
             CohortEvent::NumberEnded { number, end, .. } => self.end(*number, end),
             CohortEvent::NumbersSkipped { to, .. } => self.last = self.last.max(*to),
-            CohortEvent::Confirmed { number, .. } => self.coins.confirm(*number),
+            CohortEvent::SuccessorNamed { successor, output, .. } => self.migration.name(successor, output),
+            CohortEvent::Confirmed { number, .. } => {
+                self.coins.confirm(*number);
+                self.migration.confirmed(*number);
+            }
             CohortEvent::Voided { coin, numbers, .. } => {
                 self.coins.void(coin, numbers);
+                self.migration.voided(numbers);
                 // What they announced is to be announced again.
                 if !numbers.is_empty() {
                     self.pending.extend(self.seats.keys().copied());
@@ -226,8 +251,15 @@ impl Running {
         };
         self.pending.extend(left);
         self.ended = Some((number, end.clone()));
+        let kind = open.opportunity.kind;
+        if kind == OpportunityKind::Roster {
+            // It was no try at an announcement: what was to come is still to come.
+            self.pending.extend(open.pending);
+            return;
+        }
         match end {
             NumberEnd::Idle { .. } => {
+                self.migration.idle(kind);
                 (self.failures, self.by_fallback) = (0, false);
                 self.paced = self.opened;
             }
@@ -247,7 +279,9 @@ impl Running {
             NumberEnd::Signed { transaction, .. } => {
                 (self.failures, self.by_fallback) = (0, false);
                 self.paced = self.opened;
-                self.coins.signed(number, open.opportunity.coins.clone(), transaction);
+                let leaves = self.leaves(&open.opportunity);
+                self.coins.signed(number, open.opportunity.coins.clone(), transaction, leaves);
+                self.migration.signed(number, kind);
             }
         }
     }

@@ -8,12 +8,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{CohortEvent, Credentials, OpenNumber, Phase, Running, StandingCohort, coins::Coins};
+use super::{
+    CohortEvent, Credentials, OpenNumber, Phase, Running, StandingCohort, coins::Coins, moving::Migration,
+};
 use crate::{
     cohort::standing::{
         number::NumberEnd,
         opportunity::Opportunity,
         roster::{Roster, Row},
+        successor::Succession,
         terms::StandingTerms,
     },
     did::Did,
@@ -44,6 +47,10 @@ pub struct SavedCohort {
     by_fallback: bool,
     coins: Coins,
     ended: Option<(u64, NumberEnd)>,
+    #[serde(default)]
+    migration: Migration,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    succeeds: Option<Succession>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,6 +85,8 @@ impl StandingCohort {
             by_fallback: running.by_fallback,
             coins: running.coins,
             ended: running.ended,
+            migration: running.migration,
+            succeeds: self.succeeds.clone(),
         })))
     }
 
@@ -95,6 +104,7 @@ impl StandingCohort {
             };
             OpenNumber { opportunity, roster: at_opening, by_fallback, is_signed, pending }
         });
+        self.succeeds.clone_from(&saved.succeeds);
         self.phase = Phase::Running(Box::new(Running {
             output: saved.output.clone(),
             seats: saved.seats.clone(),
@@ -110,6 +120,7 @@ impl StandingCohort {
             by_fallback: saved.by_fallback,
             coins: saved.coins.clone(),
             ended: saved.ended.clone(),
+            migration: saved.migration.clone(),
         }));
     }
 }

@@ -4,7 +4,7 @@ use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cohort::standing::{context::tagged, terms::StandingTerms},
+    cohort::standing::{context::tagged, successor::Succession, terms::StandingTerms},
     did::Did,
     id::CohortId,
     identity::Identity,
@@ -26,6 +26,9 @@ pub struct StandingAdvert {
     pub communication_pk: Bytes<33>,
     /// Its terms.
     pub terms: StandingTerms,
+    /// The cohort that it succeeds, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub succeeds: Option<Succession>,
 }
 
 /// `standing/opt_in`.

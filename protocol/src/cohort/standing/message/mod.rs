@@ -4,6 +4,7 @@
 mod board;
 mod formation;
 mod history;
+mod moving;
 mod number;
 mod registration;
 
@@ -14,6 +15,7 @@ pub use self::{
     board::{BoardPart, BoardRequest, MAX_BOARD_PART, SeatProof},
     formation::{Applicant, SeatAccept, SeatOptIn, SeatRefused, StandingAdvert, StandingReady, possession_digest},
     history::{HistoryGiven, HistoryRequest, MAX_HISTORY, PastAnnouncement},
+    moving::SuccessorFormed,
     number::{
         Confirmation, ConfirmationRequest, EndKind, FullUpdate, NumberEndedNotice, OpportunityOpened, Pending,
         ResponsePart,
@@ -131,6 +133,8 @@ messages! {
     BoardRequest = "standing/board_request";
     /// The part that it has asked for.
     BoardPart = "standing/board_part";
+    /// The service names the cohort to which this one moves.
+    SuccessorFormed = "standing/successor";
     /// A seat asks for the announcements that it has missed.
     HistoryRequest = "standing/history_request";
     /// The announcements that it has asked for.

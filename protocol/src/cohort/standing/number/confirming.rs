@@ -47,7 +47,7 @@ impl Confirming {
 impl Number {
     pub(super) fn ask_price(&self) -> Vec<NumberEffect> {
         let Phase::Pricing { board, mode, .. } = &self.phase else { return Vec::new() };
-        let announces = self.task.opportunity.kind == OpportunityKind::Announcement;
+        let announces = self.task.opportunity.kind.announces();
         vec![
             NumberEffect::StoreBoard(Arc::clone(board)),
             NumberEffect::AskPrice { mode: *mode, signal: announces.then(|| board.signal()) },
@@ -63,7 +63,7 @@ impl Number {
         let destinations = Destinations { change: task.change.clone(), operator: operator.cloned() };
         let coins = task.coins();
         let built = match (task.opportunity.kind, coins.as_slice()) {
-            (OpportunityKind::Announcement, [coin]) => {
+            (OpportunityKind::Announcement | OpportunityKind::Move, [coin]) => {
                 build_announcement(&task.output, coin, &board.signal(), &destinations, *mode, rate)
             }
             (_, coins) => build_refresh(&task.output, coins, &destinations, *mode, rate),

@@ -258,7 +258,8 @@ impl Number {
             return NumberEvent::Ended { at: now, end: NumberEnd::failed(Why::Absent, absent, BTreeMap::new()) };
         }
         let has_updates = responses.values().any(|response| response.has_updates);
-        if task.opportunity.kind == OpportunityKind::Announcement && !has_updates {
+        let kind = task.opportunity.kind;
+        if kind == OpportunityKind::Roster || kind.announces() && !has_updates {
             return NumberEvent::BoardIdle { at: now };
         }
         let by_fallback = task.terms.absent == Absent::Proceed && (task.by_fallback || !absent.is_empty());

@@ -109,18 +109,22 @@ impl Seat {
                 self.reject(RejectCode::DataMismatch, "the board has another response of this seat, or none"),
             );
         }
-        let announces = current.opportunity.kind == OpportunityKind::Announcement;
+        let announces = current.opportunity.kind.announces();
         if announces && !board.has_updates() {
             return problem(self.reject(RejectCode::DataMismatch, "no seat has an update: nothing is announced"));
         }
         let signal = announces.then(|| board.signal());
         let coins = current.opportunity.coins();
+        let change = match self.change_of(seated, current, &request.pending_tx) {
+            Ok(change) => change,
+            Err(reject) => return problem(reject),
+        };
         let check = TransactionCheck {
             terms: &self.config.terms,
             output: &seated.output,
             coins: &coins,
             signal: signal.as_ref(),
-            change: seated.output.script_pubkey(),
+            change: &change,
             mode: request.mode,
         };
         if let Err(fault) = check.check(&request.pending_tx) {
@@ -314,6 +318,9 @@ impl Seated {
                 self.record.stored(*number);
                 if partials.is_some() || fallback.is_some() {
                     self.record.signed(*number);
+                    if current.opportunity.kind == OpportunityKind::Move {
+                        self.record.moves_in(*number);
+                    }
                 }
                 let answer =
                     Answer { partials: partials.clone(), fallback: fallback.clone(), refusal: refusal.clone() };

@@ -1,12 +1,22 @@
 //! From the request for a seat to the formed cohort.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
 use serde::{Deserialize, Serialize};
 
-use super::{Decided, Seat, SeatEffect, SeatEvent};
+use super::{Decided, Seat, SeatEffect, SeatEvent, Seated, ends::Ends, record::Record};
 use crate::{
-    cohort::standing::message::{MAX_PEERS, SeatOptIn, SeatRefused, StandingReady},
+    cohort::standing::{
+        context_of,
+        message::{MAX_PEERS, SeatOptIn, SeatRefused, StandingReady},
+        roster::Roster,
+    },
     did::Did,
     error::{Reject, RejectCode},
+    output::BeaconOutput,
     time::Timestamp,
 };
 
@@ -101,6 +111,27 @@ impl Seat {
         match &self.enrolment {
             Enrolment::Asked(opt_in) | Enrolment::Accepted(opt_in) => vec![SeatEffect::Send(opt_in.clone().into())],
             Enrolment::New | Enrolment::Refused(_) => Vec::new(),
+        }
+    }
+
+    /// The seat of a cohort that has just formed with this output.
+    pub(super) fn seated_with(&self, output: &BeaconOutput) -> Seated {
+        let config = &self.config;
+        let context = context_of(&config.terms, &config.service, &config.cohort_id, output);
+        let most = config.terms.max_dids_per_participant;
+        let roster = Roster::new(context, output.keys().iter().copied(), most);
+        Seated {
+            output: output.clone(),
+            roster: Arc::new(roster),
+            asked: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            missed: None,
+            current: None,
+            record: Record::default(),
+            registered: BTreeSet::new(),
+            destination: None,
+            ends: Ends::default(),
+            peers: Vec::new(),
         }
     }
 }

@@ -14,11 +14,13 @@ use crate::{
         opportunity::{CoinRef, Opportunity},
         response::Response,
         roster::Row,
+        successor::Successor,
         terms::StandingTerms,
         transaction::Mode,
     },
     did::Did,
     hash::{DidIndex, DocumentHash, SignalBytes},
+    id::CohortId,
     key::{PublicKey, Signature},
     message::Bytes,
     output::BeaconOutput,
@@ -96,6 +98,16 @@ pub enum SeatInput {
         coins: Vec<CoinRef>,
         /// The updates in the backup: index, version and hash.
         updates: Vec<(DidIndex, u64, DocumentHash)>,
+    },
+    /// What the host has done to move: own indexes that are registered at the successor, to which this seat has a seat of its own; and those that
+    /// it leaves behind. It replaces what was prepared before.
+    MovePrepared {
+        /// The successor.
+        successor: CohortId,
+        /// Registered there, and confirmed by its seats.
+        registered: Vec<DidIndex>,
+        /// Left behind: their DIDs move by their Singleton, or have left the address.
+        left: Vec<DidIndex>,
     },
     /// Resolvers give this version of a DID of this seat, finally. Its host resolves before it chooses updates.
     Resolved {
@@ -281,6 +293,26 @@ pub enum SeatEvent {
         board_hash: Option<DocumentHash>,
         /// Whether no seat had an update.
         is_idle: bool,
+    },
+    /// The service has named the cohort to which this one moves.
+    SuccessorNamed {
+        /// When.
+        at: Timestamp,
+        /// The successor, signed by the service.
+        successor: Arc<Successor>,
+        /// The output that follows from its keys.
+        output: BeaconOutput,
+    },
+    /// The host has prepared the move of its DIDs.
+    MovePrepared {
+        /// When.
+        at: Timestamp,
+        /// The successor.
+        successor: CohortId,
+        /// The own indexes that are registered there.
+        registered: Vec<DidIndex>,
+        /// Those that are left behind.
+        left: Vec<DidIndex>,
     },
     /// Resolvers give this version of a DID.
     VersionResolved {

@@ -8,6 +8,7 @@ mod confirming;
 mod ends;
 mod enrolling;
 mod event;
+mod moving;
 mod record;
 mod responding;
 mod saved;
@@ -22,7 +23,7 @@ use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::{ends::Ends, event::row_of, record::Record};
+use self::{ends::Ends, event::row_of, moving::Destination, record::Record};
 pub use self::{
     enrolling::Enrolment,
     event::{SeatEffect, SeatEvent, SeatInput, SeatUpdate},
@@ -164,6 +165,8 @@ struct Seated {
     record: Record,
     /// The own indexes of which k seats have signed that they are this seat's.
     registered: BTreeSet<DidIndex>,
+    /// The cohort to which this one moves.
+    destination: Option<Destination>,
     ends: Ends,
     /// Seats that may have boards which the service does not have.
     peers: Vec<Did>,
@@ -260,6 +263,7 @@ impl Seat {
             }
             (StandingMessage::ConfirmationRequest(request), Some(seated)) => self.on_request(now, seated, request),
             (StandingMessage::NumberEndedNotice(notice), Some(seated)) => Ok(self.on_end(now, seated, notice)),
+            (StandingMessage::SuccessorFormed(formed), _) => self.on_successor(now, formed),
             (StandingMessage::SeatAccept(_), _) => Ok(self.on_accept(now)),
             (StandingMessage::SeatRefused(refused), None) => Ok(self.on_refused(now, refused)),
             (other, _) => Err(self.reject(RejectCode::WrongPhase, other.short_type())),
@@ -272,6 +276,10 @@ impl Seat {
         if let Some(row) = rows.iter().find(|row| !row_of(self.config.seat, row).is_signed(context)) {
             let detail = format!("the row of {} is not signed by the seat", row.did_index);
             return Err(Reject { code: RejectCode::Malformed, peer: None, detail });
+        }
+        if let Some(index) = self.cannot_unregister(rows) {
+            let detail = format!("an update of {index} may still be announced: it does not leave before");
+            return Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
         }
         Ok(vec![SeatEvent::RowsSent { at: now, rows: rows.to_vec() }])
     }
@@ -298,6 +306,9 @@ impl Machine for Seat {
             SeatInput::PartialsSigned { number, partials } => self.on_partials(now, *number, partials.as_ref()),
             SeatInput::FallbackSigned { number, signatures } => self.on_fallback(now, *number, signatures),
             SeatInput::RowsAsked(rows) => self.on_rows(now, rows),
+            SeatInput::MovePrepared { successor, registered, left } => {
+                self.on_prepared(now, successor, registered, left)
+            }
             SeatInput::Resolved { index, version } => {
                 Ok(vec![SeatEvent::VersionResolved { at: now, index: *index, version: *version }])
             }
@@ -313,22 +324,7 @@ impl Machine for Seat {
             return self.restore(saved);
         }
         if let SeatEvent::Formed { output, .. } = event {
-            let context =
-                super::context_of(&self.config.terms, &self.config.service, &self.config.cohort_id, output);
-            let most = self.config.terms.max_dids_per_participant;
-            let roster = Roster::new(context, output.keys().iter().copied(), most);
-            self.seated = Some(Seated {
-                output: output.clone(),
-                roster: Arc::new(roster),
-                asked: BTreeMap::new(),
-                acknowledged: BTreeMap::new(),
-                missed: None,
-                current: None,
-                record: Record::default(),
-                registered: BTreeSet::new(),
-                ends: Ends::default(),
-                peers: Vec::new(),
-            });
+            self.seated = Some(self.seated_with(output));
             return;
         }
         let Some(seated) = &mut self.seated else { return };
@@ -349,7 +345,10 @@ impl Machine for Seat {
                     seated.asked.remove(&(*index, *serial));
                 }
             }
-            _ => seated.apply(event, &*self.config.boards),
+            _ => {
+                seated.apply_moving(event);
+                seated.apply(event, &*self.config.boards);
+            }
         }
     }
 
@@ -384,6 +383,8 @@ impl Machine for Seat {
             | SeatEvent::Formed { .. }
             | SeatEvent::PeersLearned { .. }
             | SeatEvent::Restored { .. }
+            | SeatEvent::SuccessorNamed { .. }
+            | SeatEvent::MovePrepared { .. }
             | SeatEvent::CoinSpent { .. }
             | SeatEvent::VersionResolved { .. } => Vec::new(),
             _ => self.progress(),

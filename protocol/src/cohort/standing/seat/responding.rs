@@ -41,15 +41,19 @@ impl Seat {
                 );
             }
         }
-        if opportunity.number == 0 || opportunity.coins.is_empty() {
-            return refuse(RejectCode::Malformed, "an opportunity has a number from 1 and a coin".to_owned());
+        if opportunity.number == 0 {
+            return refuse(RejectCode::Malformed, "an opportunity has a number from 1".to_owned());
         }
         let fits = match opportunity.kind {
-            OpportunityKind::Announcement => opportunity.coins.len() == 1,
-            OpportunityKind::Refresh => opportunity.coins.len() > 1,
+            OpportunityKind::Announcement | OpportunityKind::Move => opportunity.coins.len() == 1,
+            OpportunityKind::Refresh => opportunity.coins.len() > usize::from(!seated.record.is_move_final()),
+            OpportunityKind::Roster => opportunity.coins.is_empty(),
         };
         if !fits {
-            return refuse(RejectCode::Malformed, "an announcement spends one coin, a refresh several".to_owned());
+            return refuse(
+                RejectCode::Malformed,
+                "an announcement spends one coin, a refresh several, a roster none".to_owned(),
+            );
         }
         if opportunity.coins.iter().collect::<BTreeSet<_>>().len() != opportunity.coins.len() {
             return refuse(RejectCode::Malformed, "a coin occurs twice".to_owned());
@@ -169,8 +173,8 @@ impl Seat {
         if current.stage != Stage::Choosing {
             return Err(Reject::out_of_phase("updates", "chosen"));
         }
-        if current.opportunity.kind == OpportunityKind::Refresh && !updates.is_empty() {
-            return fault("a refresh announces nothing".to_owned());
+        if !current.opportunity.kind.announces() && !updates.is_empty() {
+            return fault(format!("a {} announces nothing", current.opportunity.kind));
         }
         let mut chosen: Vec<(DidIndex, u64, DocumentHash, &SeatUpdate)> = Vec::new();
         for update in updates {
@@ -185,6 +189,11 @@ impl Seat {
             let allowed =
                 record.map(|record| record.may_submit(&current.opportunity, &index, update.version, &update.hash));
             if let Some(Err(problem)) = allowed {
+                return fault(format!("{}: {problem}", update.did));
+            }
+            if current.opportunity.kind == OpportunityKind::Move
+                && let Err(problem) = self.may_move(&index, update.version, &update.hash)
+            {
                 return fault(format!("{}: {problem}", update.did));
             }
             self.check_full(update).map_err(|problem| Reject {
@@ -228,14 +237,14 @@ impl Seat {
         }
         let beacon = self.config.terms.beacon_type;
         let mut entries: Vec<Entry> = match (current.opportunity.kind, beacon) {
-            (OpportunityKind::Refresh, _) => Vec::new(),
-            (OpportunityKind::Announcement, StandingBeacon::Cas) => current
+            (OpportunityKind::Refresh | OpportunityKind::Roster, _) => Vec::new(),
+            (OpportunityKind::Announcement | OpportunityKind::Move, StandingBeacon::Cas) => current
                 .given
                 .iter()
                 .zip(&current.updates)
                 .map(|((did, _), (_, _, hash))| Entry::Cas { did: did.as_str().to_owned(), update_hash: *hash })
                 .collect(),
-            (OpportunityKind::Announcement, StandingBeacon::Smt) => current
+            (OpportunityKind::Announcement | OpportunityKind::Move, StandingBeacon::Smt) => current
                 .roster
                 .indexes(&self.config.seat)
                 .map(|index| Entry::leaf(*index, &self.leaf_nonce(number, index), current.update_of(index)))

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Current, Enrolment, Seat, SeatEvent, Seated, Stage, ends::Ends, record::Record};
+use super::{Current, Enrolment, Seat, SeatEvent, Seated, Stage, ends::Ends, moving::Destination, record::Record};
 use crate::{
     cohort::standing::{
         context_of,
@@ -41,6 +41,8 @@ pub struct SavedSeat {
     record: Record,
     log: Arc<Vec<Row>>,
     registered: BTreeSet<DidIndex>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    destination: Option<Destination>,
     #[serde(default)]
     ends: Ends,
     #[serde(default)]
@@ -60,6 +62,11 @@ impl SavedSeat {
     /// The cohort.
     pub const fn cohort_id(&self) -> &CohortId {
         &self.cohort_id
+    }
+
+    /// The cohort's output.
+    pub const fn output(&self) -> &BeaconOutput {
+        &self.output
     }
 }
 
@@ -83,6 +90,7 @@ impl Seat {
             record: seated.record,
             log: Arc::clone(seated.roster.log()),
             registered: seated.registered,
+            destination: seated.destination,
             ends: seated.ends,
             peers: seated.peers,
         })))
@@ -116,6 +124,7 @@ impl Seat {
             current,
             record: saved.record.clone(),
             registered: saved.registered.clone(),
+            destination: saved.destination.clone(),
             ends: saved.ends.clone(),
             peers: saved.peers.clone(),
         });

@@ -11,7 +11,6 @@ use super::{Enrolment, Seat, SeatConfig, Stage};
 use crate::{
     cohort::standing::{
         board::Board,
-        opportunity::OpportunityKind,
         roster::{Roster, Row, RowAction},
         terms::StandingBeacon,
     },
@@ -167,11 +166,12 @@ impl Seat {
         board.response(&self.config.seat).is_some().then_some(board)
     }
 
-    /// What it has put under each of its indexes in its highest number; nothing for another number, or a refresh.
+    /// What it has put under each of its indexes in its highest number, and that there is nothing under a former one; nothing for another
+    /// number, or a refresh.
     pub fn own_entries(&self, number: u64) -> Vec<OwnEntry> {
-        let current = self.current().filter(|current| {
-            current.opportunity.number == number && current.opportunity.kind == OpportunityKind::Announcement
-        });
+        let current = self
+            .current()
+            .filter(|current| current.opportunity.number == number && current.opportunity.kind.announces());
         let Some(current) = current else { return Vec::new() };
         let is_smt = self.config.terms.beacon_type == StandingBeacon::Smt;
         let entry = |index: &DidIndex| OwnEntry {
@@ -179,6 +179,11 @@ impl Seat {
             nonce: is_smt.then(|| self.leaf_nonce(number, index)),
             update: current.update_of(index).copied(),
         };
-        current.roster.indexes(&self.config.seat).map(entry).collect()
+        let former = |index: DidIndex| {
+            let is_free = current.roster.seat_of(&index).is_none();
+            is_free.then_some(OwnEntry { index, nonce: None, update: None })
+        };
+        let own = current.roster.indexes(&self.config.seat).map(entry);
+        own.chain(self.former_indexes().into_iter().filter_map(former)).collect()
     }
 }

@@ -1,0 +1,156 @@
+//! What the control socket answers.
+
+use std::{path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::{
+    agent::Wake,
+    approval::Approvals,
+    backup,
+    control::{MOST_LOG, Request, counts, server::Backend, shown},
+    minting::{self, Order},
+    queue::{Queue, QueueError},
+    report::{self, Reporter},
+    settling::Seed,
+};
+use crate::{
+    actors::{runtime::Clock, standing::boards::BoardStore, state::State},
+    protocol::{beacon::did_index, network::Network},
+};
+
+/// The answers of a running agent.
+pub(super) struct Desk {
+    pub(super) reporter: Reporter,
+    pub(super) state: State,
+    pub(super) queue: Arc<Queue>,
+    pub(super) approvals: Approvals,
+    pub(super) boards: Arc<dyn BoardStore>,
+    pub(super) seeds: Vec<Seed>,
+    pub(super) directory: PathBuf,
+    pub(super) network: Network,
+    pub(super) wake: mpsc::Sender<Wake>,
+}
+
+impl Desk {
+    /// A failed write ends this life of the agent.
+    fn failed(&self, error: &QueueError) -> String {
+        if let QueueError::Storage(problem) = error {
+            self.reporter.storage_failed(problem);
+        }
+        error.to_string()
+    }
+
+    async fn status(&self) -> Result<Value, String> {
+        let mut seats = Vec::new();
+        for seed in &self.seeds {
+            let mut cohorts = Vec::new();
+            for seat in seed.member.seats().await {
+                let Some(machine) = seed.member.inspect(&seat.seat).await else { continue };
+                let terms = &machine.config().terms;
+                cohorts.push(json!({
+                    "service": seat.service,
+                    "cohortId": seat.cohort_id,
+                    "seat": seat.seat,
+                    "beaconAddress": machine.output().map(|output| output.address()),
+                    "beaconType": terms.beacon_type.as_str(),
+                    "seats": machine.output().map(|output| output.keys().len()),
+                    "number": machine.highest(),
+                    "registered": machine.confirmed_indexes().count(),
+                    "mayBeAnnounced": machine.committed().len(),
+                }));
+            }
+            seats.push(json!({
+                "name": seed.name, "dids": seed.controller.indexes().len(), "cohorts": cohorts,
+            }));
+        }
+        let last = backup::last(&self.state).await.map_err(|error| error.to_string())?;
+        let age = last.map(|at| Clock::system().now().since(at).as_secs());
+        Ok(json!({
+            "running": true,
+            "pid": std::process::id(),
+            "seats": seats,
+            "queue": counts(&self.queue.list()),
+            "pending": self.approvals.pending().len(),
+            "backupAgeSeconds": age,
+        }))
+    }
+
+    async fn dids(&self) -> Value {
+        let mut all = Vec::new();
+        for seed in &self.seeds {
+            let mut registered = Vec::new();
+            for seat in seed.member.seats().await {
+                if let Some(machine) = seed.member.inspect(&seat.seat).await {
+                    let indexes: std::collections::BTreeSet<_> = machine.confirmed_indexes().copied().collect();
+                    registered.push((seat.cohort_id, indexes));
+                }
+            }
+            for (index, did) in seed.controller.indexes() {
+                let of_did = registered.iter().filter(|(_, indexes)| indexes.contains(&index));
+                let cohorts: Vec<_> = of_did.map(|(cohort_id, _)| cohort_id.clone()).collect();
+                all.push(json!({ "did": did, "seat": seed.name, "registeredIn": cohorts }));
+            }
+        }
+        json!(all)
+    }
+}
+
+#[async_trait(?Send)]
+impl Backend for Desk {
+    async fn answer(&self, request: Request) -> Result<Value, String> {
+        match request {
+            Request::Status => self.status().await,
+            Request::Queue { did, all } => Ok(shown(&self.queue.list(), did.as_ref(), all)),
+            Request::Add { item } => {
+                let index = did_index(&item.did);
+                if !self.seeds.iter().any(|seed| seed.controller.indexes().contains_key(&index)) {
+                    return Err(format!("{} is not a DID of this member", item.did));
+                }
+                let known = self.queue.list().len();
+                let item = self.queue.add(*item).await.map_err(|error| self.failed(&error))?;
+                if self.queue.list().len() != known {
+                    self.reporter.update(&item);
+                }
+                // The loop has another reason to claim if there are so many.
+                let _ = self.wake.try_send(Wake::Claim);
+                Ok(item.summary())
+            }
+            Request::Cancel { id } => {
+                let item = self.queue.cancel(id).await.map_err(|error| self.failed(&error))?;
+                self.reporter.update(&item);
+                Ok(item.summary())
+            }
+            Request::Log { most } => {
+                let entries = report::entries(&self.state, most.min(MOST_LOG)).await;
+                entries.map(Value::from).map_err(|error| error.to_string())
+            }
+            Request::Pending => Ok(json!(self.approvals.pending())),
+            Request::Approve { id } => self.decide(id, Ok(())),
+            Request::Reject { id, reason } => {
+                let reason = reason.unwrap_or_else(|| "it was rejected by `member reject`".to_owned());
+                self.decide(id, Err(reason))
+            }
+            Request::Dids => Ok(self.dids().await),
+            Request::BackupMade { at } => {
+                backup::record(&self.state, at).await.map_err(|error| error.to_string())?;
+                Ok(json!({}))
+            }
+            Request::Mint { seat, cohort_id, names, no_singleton } => {
+                let order = Order { seat, cohort_id, names, singleton: !no_singleton };
+                minting::mint(&self.seeds, &*self.boards, &self.directory, self.network, order).await
+            }
+        }
+    }
+}
+
+impl Desk {
+    fn decide(&self, id: u64, decision: Result<(), String>) -> Result<Value, String> {
+        match self.approvals.decide(id, decision) {
+            true => Ok(json!({ "id": id })),
+            false => Err(format!("there is no request {id} that waits: it may be decided already")),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What a running member reports, beside the notices of its seats.
+
+use serde::Serialize;
+use strum::VariantNames;
+
+use super::queue::Stage;
+use crate::protocol::{did::Did, hash::DocumentHash, id::CohortId, text::shown};
+
+/// An event of a member.
+#[derive(Clone, Debug, Serialize, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+#[non_exhaustive]
+pub enum MemberNotice {
+    /// It runs: its seats continue, and its control socket is open.
+    MemberReady {
+        /// The seeds of seats.
+        seats: usize,
+        /// The DIDs.
+        dids: usize,
+        /// The updates in the queue that are not over.
+        open: usize,
+        /// The control socket.
+        socket: String,
+    },
+    /// It cannot go on now, and starts again by itself.
+    MemberInterrupted {
+        /// Why.
+        problem: String,
+        /// After how many seconds it tries again.
+        retry_seconds: u64,
+    },
+    /// It has stopped, as it was asked to.
+    MemberStopped,
+    /// An update in the queue has changed.
+    UpdateStep {
+        /// Its number in the queue.
+        id: u64,
+        /// The DID.
+        did: Did,
+        /// How far it is.
+        stage: Stage,
+        /// The version to which it leads, as text.
+        version_id: String,
+        /// The signed update's hash.
+        update: DocumentHash,
+        /// The cohort in which it was submitted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cohort_id: Option<CohortId>,
+        /// The number in which it was submitted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        number: Option<u64>,
+        /// Why it waits or is refused.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// A person, or the hook, is asked for a decision.
+    ApprovalAsked {
+        /// Its number.
+        id: u64,
+        /// `join` or `sign`.
+        kind: &'static str,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The number of the announcement to sign.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        number: Option<u64>,
+        /// Why it is not decided by the policy alone.
+        reason: String,
+        /// After how many seconds it counts as rejected; none for one that is held.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u64>,
+    },
+    /// It is decided.
+    ApprovalDecided {
+        /// Its number.
+        id: u64,
+        /// Whether it was approved.
+        approved: bool,
+        /// Why not.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// DIDs were registered: their documents may list the beacon.
+    DidsRegistered {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The DIDs.
+        dids: Vec<Did>,
+    },
+    /// A verified backup was written.
+    BackupWritten {
+        /// The file.
+        file: String,
+    },
+    /// A backup could not be written. The program continues.
+    BackupFailed {
+        /// Why.
+        problem: String,
+    },
+}
+
+impl MemberNotice {
+    /// The notice for people.
+    pub fn text(&self) -> String {
+        match self {
+            Self::MemberReady { seats, dids, open, socket } => {
+                format!(
+                    "READY: {seats} seat seeds, {dids} DIDs, {open} updates in the queue; control socket {socket}"
+                )
+            }
+            Self::MemberInterrupted { problem, retry_seconds } => {
+                format!("error: {problem}; starting again in {retry_seconds} s")
+            }
+            Self::MemberStopped => "stopped".to_owned(),
+            Self::UpdateStep { id, did, stage, version_id, cohort_id, number, reason, .. } => {
+                let mut text = format!("update {id} of {did}, version {version_id}: {stage}");
+                if let (Some(cohort_id), Some(number)) = (cohort_id, number) {
+                    text.push_str(&format!(" (number {number} of cohort {cohort_id})"));
+                }
+                if let Some(reason) = reason {
+                    text.push_str(&format!(": {}", shown(reason)));
+                }
+                text
+            }
+            Self::ApprovalAsked { id, kind, cohort_id, number, reason, timeout_seconds } => {
+                let what = match number {
+                    Some(number) => format!("{kind} number {number} of cohort {cohort_id}"),
+                    None => format!("{kind} cohort {cohort_id}"),
+                };
+                let until = match timeout_seconds {
+                    Some(seconds) => format!("within {seconds} s"),
+                    None => "at any time".to_owned(),
+                };
+                format!(
+                    "asked to {what} ({}): `member approve {id}` or `member reject {id}` {until}",
+                    shown(reason)
+                )
+            }
+            Self::ApprovalDecided { id, approved: true, .. } => format!("request {id} is approved"),
+            Self::ApprovalDecided { id, reason, .. } => {
+                format!("request {id} is rejected: {}", shown(reason.as_deref().unwrap_or("no reason given")))
+            }
+            Self::DidsRegistered { cohort_id, dids } => {
+                format!(
+                    "{} DIDs are registered in cohort {cohort_id}: their documents may list its beacon",
+                    dids.len()
+                )
+            }
+            Self::BackupWritten { file } => format!("backup written, and verified: {file}"),
+            Self::BackupFailed { problem } => format!("error: no backup was written: {problem}"),
+        }
+    }
+}

@@ -1,7 +1,10 @@
 //! A whole standing cohort in one process, for examples and benchmarks: its service, and members with one seat each.
 
+mod controller;
+mod counting;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,39 +23,31 @@ use btcr2_aggregation::{
             MemberSettings, SeatRequest, StandingSettings,
             boards::{BoardError, BoardStore},
             notice::{SeatNotice, StandingNotice},
-            policy::{
-                BoardToSign, Control, Price, PriceRequest, RowWanted, SeatPolicy, SeatView, StandingOffer,
-                StandingServicePolicy, UpdatesAsked, UpdatesChosen, UpdatesToCheck,
-            },
+            policy::{Price, PriceRequest, SeatPolicy, StandingServicePolicy, UpdatesToCheck},
         },
-        supervision::End,
-        transport::{ConnectError, Connection, Inbox, Outbound, Transport, Unsent, memory::MemoryTransport},
+        transport::{Transport, memory::MemoryTransport},
     },
     bitcoin::offline::OfflineOperator,
     protocol::{
-        beacon::did_index,
         cohort::standing::{
-            BoardReader, CoinRef, DirectReader, RowAction, SeatSeed, SharedBoards, StandingBeacon, StandingPolicy,
-            StandingTerms, Updates,
-            cohort::CohortInput,
-            message::{AskedRow, ControlProof},
-            seat::{KnownVersions, SeatUpdate},
+            BoardReader, CoinRef, DirectReader, SeatSeed, SharedBoards, StandingBeacon, StandingTerms, Updates,
+            cohort::CohortInput, message::AskedRow,
         },
         did::Did,
         document::initial_document,
-        hash::{DidIndex, DocumentHash, sha256},
+        hash::{DocumentHash, sha256},
         id::CohortId,
         identity::Identity,
-        key::Signature,
         output::{KeyAggregator, MemoizedAggregator},
         time::Timestamp,
-        update::{SignedUpdate, UpdateContext, build_update, sign_update, verify_proof},
+        update::{SignedUpdate, UpdateContext, verify_proof},
     },
 };
 use futures::{FutureExt, future::BoxFuture};
-use serde_json::json;
 use tokio::sync::broadcast;
 
+pub use self::counting::Counts;
+use self::{controller::Controller, counting::Counting};
 use super::{NETWORK, Outcome, identity};
 
 /// What the first coin holds, in satoshi: enough for any number of announcements at 1 sat/vB.
@@ -71,48 +66,6 @@ pub struct Standing {
     pub shares_boards: bool,
     pub clock: Clock,
     pub randomness: Randomness,
-}
-
-/// How often each type of message was sent.
-pub type Counts = BTreeMap<&'static str, u64>;
-
-/// Counts the messages of all connections.
-#[derive(Clone)]
-struct Counting {
-    inner: Arc<MemoryTransport>,
-    counts: Arc<Mutex<Counts>>,
-}
-
-struct CountingConnection {
-    inner: Box<dyn Connection>,
-    counts: Arc<Mutex<Counts>>,
-}
-
-#[async_trait]
-impl Transport for Counting {
-    async fn connect(&self, identity: &Identity, inbox: Inbox) -> Result<Box<dyn Connection>, ConnectError> {
-        let inner = self.inner.connect(identity, inbox).await?;
-        Ok(Box::new(CountingConnection { inner, counts: Arc::clone(&self.counts) }))
-    }
-}
-
-#[async_trait]
-impl Connection for CountingConnection {
-    fn try_send(&self, outbound: Outbound) -> Result<(), Unsent> {
-        let kind = match &outbound {
-            Outbound::Direct { body, .. } | Outbound::Broadcast { body } => Some(body.short_type()),
-            Outbound::WithdrawAdvert { .. } => None,
-        };
-        self.inner.try_send(outbound)?;
-        if let Some(kind) = kind {
-            *locked(&self.counts).entry(kind).or_default() += 1;
-        }
-        Ok(())
-    }
-
-    async fn ended(&self) -> End {
-        self.inner.ended().await
-    }
 }
 
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -181,130 +134,6 @@ impl StandingServicePolicy for Operator {
 
     async fn price(&self, _: &PriceRequest) -> Result<Price, PolicyError> {
         Ok(Price { rate: bitcoin::FeeRate::BROADCAST_MIN, operator: None })
-    }
-}
-
-struct Held {
-    identity: Identity,
-    index: DidIndex,
-    version: u64,
-}
-
-struct Holder {
-    held: Vec<Held>,
-    /// The places of the DIDs that want an update.
-    wanted: BTreeSet<usize>,
-    next: usize,
-    /// The highest number whose data this seat has checked.
-    checked: u64,
-}
-
-/// The controller of one seat's DIDs.
-pub struct Controller {
-    randomness: Randomness,
-    holder: Mutex<Holder>,
-}
-
-impl Controller {
-    fn new(seat: usize, dids: usize, randomness: Randomness) -> Self {
-        let held = |at: usize| {
-            let identity = identity(randomness, &format!("did {seat} {at}"));
-            Held { index: did_index(identity.did()), identity, version: 1 }
-        };
-        let holder = Holder { held: (0..dids).map(held).collect(), wanted: BTreeSet::new(), next: 0, checked: 0 };
-        Self { randomness, holder: Mutex::new(holder) }
-    }
-
-    fn wants(&self, updates: usize) {
-        let mut holder = locked(&self.holder);
-        let total = holder.held.len();
-        for _ in 0..updates {
-            let place = holder.next % total;
-            holder.wanted.insert(place);
-            holder.next += 1;
-        }
-    }
-
-    /// What was wanted is final.
-    fn settled(&self) {
-        let holder = &mut *locked(&self.holder);
-        for place in std::mem::take(&mut holder.wanted) {
-            holder.held[place].version += 1;
-        }
-    }
-}
-
-impl Held {
-    /// A signed update. Each of them starts from the initial document: what it costs does not depend on that.
-    fn update(&self, full: bool, randomness: Randomness) -> Option<SeatUpdate> {
-        let (did, version) = (self.identity.did(), self.version + 1);
-        let document = self.identity.initial_document().ok()?;
-        let known = format!("https://example.org/{version}");
-        let patch = json!([{ "op": "add", "path": "/alsoKnownAs", "value": [known] }]);
-        let update = build_update(&document, self.version, patch).ok()?;
-        let mut rng = randomness.for_actor(&format!("update {did} {version}"));
-        let method = self.identity.verification_method();
-        let signed = sign_update(&update, did, method, self.identity.secret_key(), &mut rng).ok()?;
-        let full = full.then(|| signed.value().clone());
-        Some(SeatUpdate { did: did.clone(), version, hash: *signed.hash(), full })
-    }
-}
-
-#[async_trait]
-impl SeatPolicy for Controller {
-    async fn joins(&self, _: &StandingOffer) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn standing_policy(&self) -> StandingPolicy {
-        StandingPolicy { least_threshold: (1, 2), least_seconds_to_answer: 1, ..StandingPolicy::default() }
-    }
-
-    async fn registers(&self, _: &SeatView) -> Vec<RowWanted> {
-        let held = |held: &Held| RowWanted { did: held.identity.did().clone(), action: RowAction::Register };
-        locked(&self.holder).held.iter().map(held).collect()
-    }
-
-    async fn proves(&self, _: &Did, _: &[u8; 32]) -> Option<Control> {
-        // Registration is not measured; the operator above asks for no proof.
-        let signature = Signature::from_bytes(&[0; 64]);
-        let proof = ControlProof { verification_method: "#initialKey".to_owned(), signature };
-        Some(Control { proof, genesis_document: None, sidecar: None })
-    }
-
-    async fn has_updates(&self, _: &SeatView, _: &KnownVersions) -> bool {
-        // The example claims them itself, so that it knows when a number begins.
-        false
-    }
-
-    async fn chooses(&self, seat: &SeatView, _: &UpdatesAsked) -> UpdatesChosen {
-        let holder = locked(&self.holder);
-        let full = seat.terms.updates == Updates::Full;
-        let wanted = holder.wanted.iter().map(|place| &holder.held[*place]);
-        let updates = wanted.filter_map(|held| held.update(full, self.randomness)).collect();
-        UpdatesChosen { resolved: Vec::new(), updates }
-    }
-
-    /// Gets what a resolver needs of every DID, and checks it.
-    async fn signs(&self, _: &SeatView, board: &BoardToSign) -> Result<(), String> {
-        let mut holder = locked(&self.holder);
-        if let Some(map) = board.board.announcement() {
-            let by_index: BTreeMap<&DidIndex, &Held> = holder.held.iter().map(|held| (&held.index, held)).collect();
-            let is_there = board.entries.iter().all(|entry| {
-                let held = by_index.get(&entry.index);
-                held.is_some_and(|held| map.get(held.identity.did().as_str()) == entry.update.as_ref())
-            });
-            if !is_there {
-                return Err("the map lacks an update".to_owned());
-            }
-        } else {
-            for entry in &board.entries {
-                let data = board.board.data(&entry.index, entry.nonce.as_ref(), entry.update.as_ref());
-                data.ok_or("a proof is not valid")?;
-            }
-        }
-        holder.checked = board.number;
-        Ok(())
     }
 }
 
@@ -475,13 +304,13 @@ impl Running {
                 _ => {}
             }
         }
-        if self.seats.iter().any(|seat| locked(&seat.controller.holder).checked != number) {
+        if self.seats.iter().any(|seat| seat.controller.checked() != number) {
             return Err("a seat has not checked its data".into());
         }
         Ok(transaction)
     }
 
-    /// The transaction is final: everyone is told.
+    /// The transaction is final: everyone is notified.
     pub async fn settle(&mut self, transaction: &Transaction) -> Outcome<()> {
         let (coin, by, signal) = (self.coin, transaction.compute_txid(), signal_of(transaction));
         self.cohort.report(CohortInput::Spent { coin, by }).await?;

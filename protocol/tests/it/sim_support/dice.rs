@@ -13,8 +13,11 @@ use rand_chacha::{
 
 use super::{TIMEOUT, setup};
 
+/// The seeds below `everyday`, or those of `SIM_SEEDS`: how many, or a range such as `819..820`.
 pub fn seeds(everyday: u64) -> std::ops::Range<u64> {
-    0..env::var("SIM_SEEDS").ok().map_or(everyday, |seeds| seeds.parse().unwrap())
+    let Ok(wanted) = env::var("SIM_SEEDS") else { return 0..everyday };
+    let (first, end) = wanted.split_once("..").unwrap_or(("0", &wanted));
+    first.parse().unwrap()..end.parse().unwrap()
 }
 
 pub fn for_each_seed(everyday: u64, property: impl Fn(u64)) {

@@ -94,6 +94,12 @@ fn settle(world: &mut World) {
     }
 }
 
+/// Whether all DIDs of a seat have left the old cohort, as far as it knows.
+fn has_left(migration: &Migration, at: usize) -> bool {
+    let seat = &migration.old.seats[at];
+    seat.machine.former_indexes().len() == seat.dids.len()
+}
+
 #[test]
 fn migrations_strand_nothing_and_announce_nothing_twice() {
     let total = RefCell::new([0_u64; 7]);
@@ -129,11 +135,7 @@ fn migrations_strand_nothing_and_announce_nothing_twice() {
         let mut migration = Migration::new(seed, old, &new_terms, &numbers);
         let movers: Vec<usize> = (0..seats).filter(|at| migration.place_of(*at).is_some()).collect();
         migration.name();
-        let has_left = |at: &usize| {
-            let seat = &migration.old.seats[*at];
-            seat.machine.former_indexes().len() == seat.dids.len()
-        };
-        if movers.iter().all(has_left) {
+        if movers.iter().all(|at| has_left(&migration, *at)) {
             // Nothing moves: the number would be idle.
             return;
         }
@@ -160,6 +162,10 @@ fn migrations_strand_nothing_and_announce_nothing_twice() {
                 let _ = migration.open(OpportunityKind::Move);
             }
             migration.pass(1_800);
+        }
+        if movers.iter().all(|at| has_left(&migration, *at)) {
+            // The seats have seen it with the number only.
+            return;
         }
         let moved = migration.moved().unwrap_or_else(|| panic!("not moved: {:?}", migration.old.service.ends));
         migration.mine();

@@ -35,6 +35,20 @@ impl WalletKind {
         };
         ((BASE + change) * 4 + witness as u64).div_ceil(4)
     }
+
+    /// The size of an output of this kind, in vB.
+    pub const fn output_vsize(self) -> u64 {
+        match self {
+            Self::P2wpkh => 31,
+            Self::P2tr => 43,
+        }
+    }
+
+    /// The virtual size of a child in vB that bumps a transaction: one input and its change.
+    pub const fn child_vsize(self) -> u64 {
+        // The OP_RETURN output has no witness.
+        self.singleton_vsize() - 43
+    }
 }
 
 /// The size and the cost of a cohort's announcement.
@@ -143,6 +157,10 @@ mod tests {
                 output: output.map(|script_pubkey| TxOut { value: Amount::ZERO, script_pubkey }).into(),
             };
             assert_eq!(u64::try_from(transaction.vsize()).unwrap(), wallet.singleton_vsize(), "{wallet:?}");
+            let mut child = transaction.clone();
+            child.output.truncate(1);
+            assert_eq!(u64::try_from(child.vsize()).unwrap(), wallet.child_vsize(), "{wallet:?}");
+            assert_eq!(child.output[0].size() as u64, wallet.output_vsize(), "{wallet:?}");
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! This crate is the host: the command line ([`cli`]), the service and the participant as programs ([`serve`],
 //! [`join`]), the checks by Bitcoin's own rules ([`bitcoin`]), the publication of announcements ([`cas`]),
-//! announcements without a cohort ([`singleton`]), standing cohorts ([`standing`]), a member's stored data and its watch ([`vault`]), the health of a DID
+//! announcements without a cohort ([`singleton`]), standing cohorts ([`standing`]) and what they cost ([`costs`]), a member's stored data and its watch ([`vault`]), the health of a DID
 //! ([`check`]), what resolvers see ([`resolve`]), what the programs of a DID's controller share ([`controller`]), and a whole
 //! cohort in one process ([`demo`]). Messages and state machines are in [`protocol`], the actors that drive them in
 //! [`actors`]; another host needs only those two.
@@ -24,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod cost;
+pub mod costs;
 pub mod demo;
 pub mod error;
 pub mod events;

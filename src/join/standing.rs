@@ -14,6 +14,7 @@ use crate::{
         },
         transport::contact::Contacts,
     },
+    costs::SeatCosts,
     error::ProgramError,
     events::Printer,
     protocol::{
@@ -137,7 +138,8 @@ async fn take_part(
         out: &standing.out,
         printer: printer.clone(),
     });
-    let controller = Arc::new(controller.map_err(ProgramError::Usage)?);
+    let costs = storage.state().map(|state| SeatCosts::new(state, clock));
+    let controller = Arc::new(controller.map_err(ProgramError::Usage)?.with_costs(costs));
     let policy: Arc<dyn SeatPolicy> = Arc::clone(&controller) as _;
     let mut settings = MemberSettings::new(Arc::new(standing.seed), standing.network, transport, policy);
     settings.boards = Arc::clone(&boards);
@@ -191,6 +193,7 @@ async fn take_part(
         };
         match notice {
             Ok(notice) => {
+                controller.follow(&notice).await;
                 printer.notice(&*notice, text(&notice));
             }
             Err(RecvError::Lagged(lost)) => printer.missed(lost),

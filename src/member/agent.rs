@@ -378,6 +378,8 @@ impl Life {
             self.reporter.notice(&MemberNotice::DidsRegistered { cohort_id: cohort_id.clone(), dids });
         }
         let first = self.seeds.first()?;
+        // The records are those of the state directory, whichever seed it is.
+        first.controller.follow(notice).await;
         if follow(notice, &first.source, &self.reporter).await {
             looks.push(self.look());
         }

@@ -10,7 +10,7 @@ use super::{
     agent::Wake,
     approval::Approvals,
     backup,
-    control::{MOST_LOG, Request, counts, server::Backend, shown},
+    control::{MOST_LOG, Request, costs_of, counts, server::Backend, shown},
     minting::{self, Order},
     queue::{Queue, QueueError},
     report::{self, Reporter},
@@ -134,6 +134,10 @@ impl Backend for Desk {
                 self.decide(id, Err(reason))
             }
             Request::Dids => Ok(self.dids().await),
+            Request::Costs { wallet } => {
+                let report = costs_of(&self.state, wallet).await.map_err(|error| error.to_string())?;
+                serde_json::to_value(report).map_err(|error| error.to_string())
+            }
             Request::BackupMade { at } => {
                 backup::record(&self.state, at).await.map_err(|error| error.to_string())?;
                 Ok(json!({}))

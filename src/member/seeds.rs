@@ -34,6 +34,7 @@ use crate::{
         },
     },
     bitcoin::chain::Chain,
+    costs::SeatCosts,
     error::ProgramError,
     protocol::beacon::did_index,
     standing::{
@@ -125,7 +126,9 @@ pub(super) async fn seed(config: &MemberConfig, seat: &SeatSettings, parts: &Par
         out: &config.out,
         printer: parts.reporter.printer().clone(),
     });
-    let controller = Arc::new(controller.map_err(|problem| End::Refused(ProgramError::State(problem)))?);
+    let costs = parts.storage.state().map(|state| SeatCosts::new(state, parts.clock));
+    let controller = controller.map_err(|problem| End::Refused(ProgramError::State(problem)))?;
+    let controller = Arc::new(controller.with_costs(costs));
     let agent = SeatAgent {
         name: seat.name.clone(),
         services: seat.services.iter().map(|service| service.did.clone()).collect(),

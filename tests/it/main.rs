@@ -52,6 +52,7 @@ mod life;
 mod logs;
 #[cfg(unix)]
 mod member_backup;
+mod member_costs;
 #[cfg(unix)]
 mod member_policy;
 #[cfg(unix)]

@@ -2,6 +2,7 @@
 //! seats have written alone.
 
 mod admission;
+mod costs;
 mod operator;
 mod resolving;
 mod restored;

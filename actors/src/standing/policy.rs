@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use bitcoin::{FeeRate, Transaction, TxOut, Txid};
 use btcr2_aggregation_protocol::{
     cohort::standing::{
-        ArchivedBoard, Board, Mode, Opportunity, RowAction, StandingPolicy, StandingTerms, Succession, Successor,
+        ArchivedBoard, Board, CoinRef, Mode, Opportunity, OpportunityKind, RowAction, StandingPolicy,
+        StandingTerms, Succession, Successor,
         message::{AskedRow, ControlProof},
         seat::{KnownVersions, OwnEntry, SeatUpdate},
     },
@@ -172,6 +173,8 @@ pub struct SeatView {
     pub seat: Did,
     /// The beacon address.
     pub beacon_address: String,
+    /// The seat's key.
+    pub key: PublicKey,
 }
 
 /// A number in which updates can be submitted.
@@ -218,12 +221,18 @@ pub struct UpdatesChosen {
 pub struct BoardToSign {
     /// The number.
     pub number: u64,
+    /// What the transaction does.
+    pub kind: OpportunityKind,
+    /// What it spends. The signatures commit to the values.
+    pub coins: Vec<CoinRef>,
     /// The board. It is stored already.
     pub board: Arc<Board>,
     /// The transaction, unsigned.
     pub transaction: Transaction,
     /// How it is signed.
     pub mode: Mode,
+    /// Its virtual size when it is signed, in vB.
+    pub vsize: u64,
     /// What this seat has put under each of its indexes.
     pub entries: Vec<OwnEntry>,
 }
@@ -238,6 +247,8 @@ pub struct MissedBoard {
     pub txid: Txid,
     /// The board, which gives the signal that was reported.
     pub board: Arc<ArchivedBoard>,
+    /// Its hash.
+    pub board_hash: DocumentHash,
     /// The nonce of the leaf of each index of this seat, in an SMT cohort: the seat may have responded, and others have signed without it.
     pub nonces: Vec<(DidIndex, [u8; 32])>,
 }

@@ -40,6 +40,30 @@ fn failed(error: StateError) -> HistoryError {
     HistoryError(error.to_string())
 }
 
+impl StateHistory {
+    /// All formed cohorts.
+    ///
+    /// # Errors
+    /// When the table, or an entry of it, cannot be read.
+    pub async fn cohorts(&self) -> Result<Vec<CohortRecord>, HistoryError> {
+        let (mut cohorts, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.cohorts.scan(Vec::new(), after, PAGE).await.map_err(failed)?;
+            if let Some(key) = page.damaged.first() {
+                return Err(HistoryError(format!("the entry {key:02x?} is damaged")));
+            }
+            let Some((last, _)) = page.entries.last() else { return Ok(cohorts) };
+            after = Some(last.clone());
+            for (_, value) in &page.entries {
+                cohorts.push(read(value)?);
+            }
+        }
+    }
+}
+
+/// How many cohorts are read at once.
+const PAGE: usize = 256;
+
 fn written(value: &impl Serialize) -> Result<Vec<u8>, HistoryError> {
     serde_json::to_vec(value).map_err(|error| HistoryError(error.to_string()))
 }

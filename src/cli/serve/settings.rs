@@ -4,7 +4,9 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 
-use super::values::{AbsentArg, Beacon, Chain, OutputArg, RegistrationArg, SeatsArg, TimeoutRule, UpdatesArg};
+use super::values::{
+    AbsentArg, Beacon, Chain, OutputArg, PriceArg, RegistrationArg, SeatsArg, TimeoutRule, UpdatesArg,
+};
 use crate::{
     cas::Location,
     cli::{Events, singleton::SatPerVb},
@@ -232,6 +234,14 @@ settings! {
             /// Its value comes out of the shared coin; at most 10000 sat.
             #[arg(long, value_name = "ADDRESS:SAT", env = "BTCR2_OPERATOR_OUTPUT", hide_short_help = true)]
             operator_output: OutputArg,
+            /// With --standing: the advertised price of joining, of each seat, or with /did of each DID [default: none]
+            ///
+            /// How it is paid is between you and the members. `cost ledger` has what is due.
+            #[arg(long, value_name = "PRICE", env = "BTCR2_ENROLLMENT_PRICE", hide_short_help = true)]
+            enrollment_price: PriceArg,
+            /// With --standing: the advertised price of each announcement, of each seat, or with /did of each registered DID [default: none]
+            #[arg(long, value_name = "PRICE", env = "BTCR2_ANNOUNCEMENT_PRICE", hide_short_help = true)]
+            announcement_price: PriceArg,
         }
         "Timing" {
             /// How long a cohort that has --min-participants waits for more [default: 30s]

@@ -6,7 +6,7 @@ use ::bitcoin::{Amount, TxOut};
 
 use super::{
     settings::ServeSettings,
-    values::{AbsentArg, Beacon, RegistrationArg, UpdatesArg},
+    values::{AbsentArg, Beacon, PriceArg, RegistrationArg, UpdatesArg},
 };
 use crate::{
     config::Period,
@@ -38,6 +38,8 @@ pub(super) fn config(settings: &ServeSettings, network: Network) -> Result<Optio
         settings.confirm_time.is_some(),
         settings.max_unconfirmed.is_some(),
         settings.operator_output.is_some(),
+        settings.enrollment_price.is_some(),
+        settings.announcement_price.is_some(),
     ];
     if settings.standing != Some(true) {
         return match others.contains(&true) {
@@ -90,6 +92,8 @@ pub(super) fn config(settings: &ServeSettings, network: Network) -> Result<Optio
     if let Some(rate) = &settings.fee_ceiling {
         terms.max_fee_rate = u32::try_from(rate.0.to_sat_per_vb_ceil()).unwrap_or(u32::MAX);
     }
+    terms.cost_of_enrollment = settings.enrollment_price.clone().map(|PriceArg(cost)| cost);
+    terms.cost_per_announcement = settings.announcement_price.clone().map(|PriceArg(cost)| cost);
     terms.max_unconfirmed = settings.max_unconfirmed.unwrap_or(terms.max_unconfirmed);
     if !matches!(settings.absent, Some(AbsentArg::Wait)) {
         // Two thirds of the most seats, which is what members ask for by default, and fewer than the least.

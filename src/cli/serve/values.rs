@@ -9,9 +9,11 @@ use crate::{
     actors::seats::SeatLimit,
     cli::ChainArg,
     config::Period,
+    costs::{Quantity, SAT},
     protocol::{
         beacon::BeaconType,
         cohort::service::rules::{PhaseRule, PhaseRules, RuleError, TimedPhase},
+        message::keygen::{Cost, CostBasis},
     },
 };
 
@@ -146,6 +148,39 @@ pub(super) enum AbsentArg {
     Proceed,
 }
 
+/// A price: `500`, `500sat/did`, `2.5credits/participant`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct PriceArg(pub(super) Cost);
+
+impl FromStr for PriceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text}: an amount with its unit expected, e.g. 500sat, or 500sat/did");
+        let (price, basis) = match text.split_once('/') {
+            Some((price, "did")) => (price, Some(CostBasis::PerDid)),
+            Some((price, "participant")) => (price, Some(CostBasis::PerParticipant)),
+            Some(_) => return Err(format!("{text}: /did or /participant expected")),
+            None => (text, None),
+        };
+        let end = price.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(price.len());
+        let (amount, unit) = price.split_at(end);
+        amount.parse::<Quantity>().map_err(|error| format!("{text}: {error}"))?;
+        let amount = serde_json::from_str(amount).map_err(|_| wrong())?;
+        let unit = if unit.trim().is_empty() { SAT } else { unit.trim() };
+        if !unit.chars().all(char::is_alphabetic) {
+            return Err(wrong());
+        }
+        Ok(Self(Cost { amount, unit: unit.to_owned(), basis }))
+    }
+}
+
+impl<'de> Deserialize<'de> for PriceArg {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// An output: `ADDRESS:SAT`.
 #[derive(Clone, Debug)]
 pub(super) struct OutputArg {
@@ -166,5 +201,25 @@ impl FromStr for OutputArg {
 impl<'de> Deserialize<'de> for OutputArg {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prices_are_read_with_their_unit_and_basis() {
+        let read = |text: &str| {
+            text.parse::<PriceArg>().map(|PriceArg(cost)| (cost.amount.to_string(), cost.unit, cost.basis))
+        };
+        let price = |amount: &str, unit: &str, basis| Ok((amount.to_owned(), unit.to_owned(), basis));
+        assert_eq!(read("500"), price("500", "sat", None));
+        assert_eq!(read("500sat/did"), price("500", "sat", Some(CostBasis::PerDid)));
+        assert_eq!(read("2.5 credits/participant"), price("2.5", "credits", Some(CostBasis::PerParticipant)));
+        for wrong in ["", "sat", "-1", "1.2345", "1e3", "5/year", "5=1", "007"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
     }
 }

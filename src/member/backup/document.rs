@@ -16,6 +16,7 @@ use crate::{
         runtime::Clock,
         state::{Edit, State, transfer::StreamDocument},
     },
+    costs,
     files::{write_new, write_whole},
     member::{
         config::{MINTED, SIDECARS},
@@ -113,7 +114,8 @@ impl Backup {
     ) -> Result<Self, BackupError> {
         let mut tables = BTreeMap::new();
         let own = [storage::PROGRAM, tally::TABLE, queue::TABLE, report::TABLE];
-        for table in own.into_iter().chain(BOARDS.into_iter().filter(|_| with_boards)) {
+        let own = own.into_iter().chain(costs::member::TABLES);
+        for table in own.chain(BOARDS.into_iter().filter(|_| with_boards)) {
             let mut entries = Vec::new();
             let mut after = None;
             loop {

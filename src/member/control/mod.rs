@@ -16,10 +16,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::queue::NewItem;
-use crate::protocol::{did::Did, id::CohortId, time::Timestamp};
+use crate::{
+    cost::WalletKind,
+    protocol::{did::Did, id::CohortId, time::Timestamp},
+};
 
 #[cfg(unix)]
-pub(super) use self::offline::{counts, shown};
+pub(super) use self::offline::{costs_of, counts, shown};
 pub use self::{
     client::{ControlError, ask},
     offline::{OfflineError, offline},
@@ -81,6 +84,12 @@ pub enum Request {
     },
     /// The DIDs, and where they are registered.
     Dids,
+    /// What the seats have cost: a [`Report`](crate::costs::Report).
+    Costs {
+        /// What a wallet would spend for an update without a cohort.
+        #[serde(default)]
+        wallet: WalletKind,
+    },
     /// A backup was made, of that time.
     BackupMade {
         /// The time.

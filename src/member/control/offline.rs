@@ -10,6 +10,8 @@ use crate::{
         runtime::Clock,
         state::{State, StateError},
     },
+    cost::WalletKind,
+    costs::{CostsError, Report, of_member},
     member::{
         backup,
         config::ROLE,
@@ -34,6 +36,9 @@ pub enum OfflineError {
     /// The queue refuses it.
     #[error(transparent)]
     Queue(#[from] QueueError),
+    /// The records of costs cannot be read.
+    #[error("costs: {0}")]
+    Costs(CostsError),
     /// Only a running agent can do that.
     #[error("no agent runs with this state directory: start `member`")]
     NeedsAgent,
@@ -55,6 +60,11 @@ pub(crate) fn counts(items: &[Item]) -> Value {
     counts
 }
 
+/// What the seats in a state directory have cost.
+pub(crate) async fn costs_of(state: &State, wallet: WalletKind) -> Result<Report, CostsError> {
+    Ok(Report::of(of_member(state).await?, wallet))
+}
+
 /// Asks the agent of a state directory, or does the request on the directory if no agent runs.
 ///
 /// # Errors
@@ -63,7 +73,10 @@ pub async fn offline(directory: &Path, request: Request) -> Result<Value, Offlin
     if let Some(answer) = ask(directory, &request)? {
         return Ok(answer);
     }
-    let reads = matches!(request, Request::Status | Request::Queue { .. } | Request::Log { .. } | Request::Pending);
+    let reads = matches!(
+        request,
+        Request::Status | Request::Queue { .. } | Request::Log { .. } | Request::Pending | Request::Costs { .. }
+    );
     let state = match reads {
         true => State::open_to_read(directory)?,
         false => State::open_existing(directory)?,
@@ -87,6 +100,7 @@ async fn on_state(state: &State, request: Request) -> Result<Value, OfflineError
         Request::Cancel { id } => queue.cancel(id).await?.summary(),
         Request::Log { most } => json!(report::entries(state, most.min(MOST_LOG)).await?),
         Request::Pending => json!([]),
+        Request::Costs { wallet } => json!(costs_of(state, wallet).await.map_err(OfflineError::Costs)?),
         Request::BackupMade { at } => {
             backup::record(state, at).await?;
             json!({})

@@ -16,11 +16,15 @@ use self::moving::Moves;
 pub use super::controlled::ControlledDid;
 use super::{resolver::Resolver, sidecars::Sidecars, updates::UpdateSource};
 use crate::{
-    actors::standing::policy::{
-        BoardToSign, Control, MissedBoard, MoveTo, RowWanted, SeatPolicy, SeatView, StandingOffer, UpdatesAsked,
-        UpdatesChosen,
+    actors::standing::{
+        notice::SeatNotice,
+        policy::{
+            BoardToSign, Control, MissedBoard, MoveTo, RowWanted, SeatPolicy, SeatView, StandingOffer,
+            UpdatesAsked, UpdatesChosen,
+        },
     },
     controller::{Current, CurrentError, current::Applied},
+    costs::{CostsError, SeatCosts},
     events::Printer,
     protocol::{
         beacon::did_index,
@@ -57,6 +61,8 @@ pub struct StandingController {
     /// By seat and index.
     proofs: Mutex<BTreeMap<(Did, DidIndex), Proofs>>,
     printer: Printer,
+    /// Where it is recorded what announcements cost, if anywhere.
+    costs: Option<SeatCosts>,
 }
 
 /// How many updates of a DID other beacons have announced, and how many of them were known when a seat has proven control of it last.
@@ -121,7 +127,29 @@ impl StandingController {
             unstored: Mutex::default(),
             proofs: Mutex::default(),
             printer,
+            costs: None,
         })
+    }
+
+    /// Records what announcements cost.
+    #[must_use]
+    pub fn with_costs(mut self, costs: Option<SeatCosts>) -> Self {
+        self.costs = costs;
+        self
+    }
+
+    /// Follows what becomes of the coins of cohorts, for the costs.
+    pub async fn follow(&self, notice: &SeatNotice) {
+        if let Some(costs) = &self.costs {
+            self.recorded(costs.follow(notice).await);
+        }
+    }
+
+    /// A ledger that lacks something is not worth the refusal of a signature.
+    fn recorded(&self, outcome: Result<(), CostsError>) {
+        if let Err(error) = outcome {
+            self.printer.warn(&format!("what an announcement costs is not recorded: {error}"));
+        }
     }
 
     fn dids(&self) -> MutexGuard<'_, BTreeMap<DidIndex, ControlledDid>> {
@@ -345,7 +373,10 @@ impl SeatPolicy for StandingController {
         self.policy.clone()
     }
 
-    async fn registers(&self, _: &SeatView) -> Vec<RowWanted> {
+    async fn registers(&self, seat: &SeatView) -> Vec<RowWanted> {
+        if let Some(costs) = &self.costs {
+            self.recorded(costs.formed(seat).await);
+        }
         let row = |controlled: &ControlledDid| RowWanted {
             did: controlled.identity.did().clone(),
             action: RowAction::Register,
@@ -427,11 +458,19 @@ impl SeatPolicy for StandingController {
         self.not_listed(seat, move_to).await
     }
 
-    async fn missed(&self, _: &SeatView, missed: &MissedBoard) -> Result<(), String> {
-        self.store_missed(missed)
+    async fn missed(&self, seat: &SeatView, missed: &MissedBoard) -> Result<(), String> {
+        self.store_missed(missed)?;
+        if let Some(costs) = &self.costs {
+            self.recorded(costs.missed(seat, missed).await);
+        }
+        Ok(())
     }
 
     async fn signs(&self, seat: &SeatView, board: &BoardToSign) -> Result<(), String> {
-        self.store(&seat.seat, board.number, &board.board, &board.entries)
+        self.store(&seat.seat, board.number, &board.board, &board.entries)?;
+        if let Some(costs) = &self.costs {
+            self.recorded(costs.signs(seat, board, &self.indexes()).await);
+        }
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::world::{DEPTH, Setting, World};
 use crate::{
     bitcoind_support::faucet::Wallet,
+    member_support::json as json_of,
     support::{contains, verify::text},
 };
 
@@ -113,4 +114,37 @@ async fn what_waits_is_bumped_by_the_operators_output() {
     }
     world.resolve(None).await;
     contains(&world.dids[dids[0]].version.to_string(), &["2"]);
+
+    // The child is in no record of the service: only the chain shows it, with the announcement that it was for.
+    let state = world.service_state();
+    let ledger = ["cost", "ledger", "--json", "--state", &state];
+    let announcements = |costs: Value| costs["announcements"].as_array().unwrap().clone();
+    let recorded = announcements(json_of(&ledger).await);
+    assert_eq!(recorded.iter().map(|one| &one["childFee"]).collect::<Vec<_>>(), [&Value::Null, &Value::Null]);
+    let source = world.source.clone();
+    let seen = announcements(json_of(&[&ledger[..], &["--chain", &source, "--since", "0"]].concat()).await);
+    let fees: Vec<_> = seen.iter().map(|one| (&one["fee"], &one["operatorOutput"], &one["childFee"])).collect();
+    assert_eq!(
+        fees,
+        [(&json!(197), &json!(1_000), &json!(0)), (&json!(197), &json!(1_000), &json!(670))],
+        "{seen:#?}"
+    );
+
+    // What each seat has recorded itself is its part of the service's ledger.
+    let part = |costs: &Value, seat: &Value| {
+        let of_seat = costs["entries"].as_array().unwrap().iter().filter(|entry| entry["seat"] == *seat);
+        let mut part: Vec<Value> = of_seat.cloned().collect();
+        // Each has its own clock, and its own look at the chain.
+        part.iter_mut().for_each(|entry| (entry["at"], entry["state"]) = (Value::Null, Value::Null));
+        part
+    };
+    let service = json_of(&ledger).await;
+    for seat in 0..2 {
+        let state = world.seats[seat].file("state");
+        let own = json_of(&["cost", "ledger", "--json", "--state", &state]).await;
+        let did = own["entries"][0]["seat"].clone();
+        assert_eq!(part(&own, &did), part(&service, &did));
+        assert_eq!(own["entries"].as_array().unwrap().len(), 2, "its update, and its share of the output: {own:#}");
+        assert_eq!(own["comparisons"][0]["own"]["paid"], 1_197);
+    }
 }

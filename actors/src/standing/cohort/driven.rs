@@ -127,12 +127,12 @@ impl Driven for StandingCohortActor {
                 self.seat_refused(did);
                 StandingNotice::SeatRefused { cohort_id, seat: did.clone(), reason: reason.clone() }
             }
-            CohortEvent::Formed { output, .. } => {
+            CohortEvent::Formed { at, output } => {
                 self.shared.load.send(Outbound::WithdrawAdvert { cohort_id: cohort_id.clone() }, &self.outbound);
                 self.settle_seats();
                 self.release_admitted(ctx);
                 self.watch(ctx);
-                self.record_cohort(ctx);
+                self.record_cohort(Some(*at), ctx);
                 let (beacon_address, seats) = (output.address().to_owned(), output.keys().len());
                 StandingNotice::StandingFormed { cohort_id, beacon_address, seats }
             }

@@ -301,7 +301,7 @@ impl StandingCohortActor {
             number: machine.last_number(),
         });
         self.restore_seats();
-        self.record_cohort(ctx);
+        self.record_cohort(None, ctx);
         self.record_fates(ctx);
         self.watch(ctx);
         self.resume(ctx);

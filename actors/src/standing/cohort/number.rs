@@ -355,7 +355,7 @@ impl Driven for NumberActor {
                 let (parent, stored) = (self.parent.clone(), self.stored.clone());
                 let charges = self.charges(&end);
                 // Before the cohort may forget it.
-                let recorded = announced(machine.task(), &end);
+                let recorded = announced(machine.task(), &end, self.shared.clock.now());
                 let recorded = recorded.map(|announced| self.shared.history.put(&cohort_id, announced));
                 let reporting = async move {
                     if let Some(stored) = stored {

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use actix::{AsyncContext, Context, WrapFuture};
-use btcr2_aggregation_protocol::cohort::standing::{
-    OpportunityKind,
-    number::{NumberEnd, NumberTask},
+use btcr2_aggregation_protocol::{
+    cohort::standing::{
+        OpportunityKind,
+        number::{NumberEnd, NumberTask},
+    },
+    time::Timestamp,
 };
 
 use super::StandingCohortActor;
 use crate::{
     chain::signal_of,
-    standing::history::{Announced, CohortRecord, Fate, HistoryError},
+    standing::history::{Announced, CohortRecord, Fate, HistoryError, Paid},
 };
 
 /// The numbers whose fate is looked up again after a restart: the process may have ended between an event and its record. A
@@ -19,8 +22,8 @@ use crate::{
 const LOOK_BACK: u64 = 64;
 
 /// What is stored of a number's end.
-pub(super) fn announced(task: &NumberTask, end: &NumberEnd) -> Option<Announced> {
-    let NumberEnd::Signed { transaction, board_hash, .. } = end else { return None };
+pub(super) fn announced(task: &NumberTask, end: &NumberEnd, at: Timestamp) -> Option<Announced> {
+    let NumberEnd::Signed { transaction, mode, board_hash, .. } = end else { return None };
     let opportunity = &task.opportunity;
     Some(Announced {
         number: opportunity.number,
@@ -30,6 +33,8 @@ pub(super) fn announced(task: &NumberTask, end: &NumberEnd) -> Option<Announced>
         coins: opportunity.coins.clone(),
         board_hash: *board_hash,
         state: Fate::Unconfirmed,
+        at: Some(at),
+        paid: Paid::of(transaction, &opportunity.coins, *mode, transaction.weight().to_vbytes_ceil()),
     })
 }
 
@@ -38,8 +43,8 @@ fn warn(error: &HistoryError) {
 }
 
 impl StandingCohortActor {
-    /// Stores the cohort once it has formed.
-    pub(super) fn record_cohort(&self, ctx: &mut Context<Self>) {
+    /// Stores the cohort once it has formed; `formed_at` is known only then.
+    pub(super) fn record_cohort(&self, formed_at: Option<Timestamp>, ctx: &mut Context<Self>) {
         let machine = self.engine.machine();
         let Some(output) = machine.output() else { return };
         let config = machine.config();
@@ -49,10 +54,16 @@ impl StandingCohortActor {
             beacon_address: output.address().to_owned(),
             terms: Arc::clone(&config.terms),
             seats: machine.seats().map(|(seat, did)| (*seat, did.clone())).collect(),
+            formed_at,
         };
-        let stored = self.shared.history.put_cohort(record);
+        let history = Arc::clone(&self.shared.history);
         let storing = async move {
-            if let Err(error) = stored.await {
+            let known = if formed_at.is_none() { history.cohort(&record.cohort_id).await? } else { None };
+            let formed_at = formed_at.or_else(|| known?.formed_at);
+            history.put_cohort(CohortRecord { formed_at, ..record }).await
+        };
+        let storing = async move {
+            if let Err(error) = storing.await {
                 warn(&error);
             }
         };

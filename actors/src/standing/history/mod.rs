@@ -9,13 +9,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bitcoin::Txid;
+use bitcoin::{ScriptBuf, Transaction, Txid};
 use btcr2_aggregation_protocol::{
-    cohort::standing::{CoinRef, OpportunityKind, StandingTerms},
+    cohort::standing::{CoinRef, Mode, OpportunityKind, StandingTerms},
     did::Did,
     hash::{DocumentHash, SignalBytes},
     id::CohortId,
     key::PublicKey,
+    time::Timestamp,
 };
 use futures::{FutureExt, future::BoxFuture};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub struct CohortRecord {
     pub terms: Arc<StandingTerms>,
     /// The seats and their DIDs, in KeySort order.
     pub seats: Vec<(PublicKey, Did)>,
+    /// When it has formed, if that was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formed_at: Option<Timestamp>,
 }
 
 impl CohortRecord {
@@ -67,6 +71,50 @@ pub enum Fate {
     Void,
 }
 
+/// The operator's own output in a transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperatorOutput {
+    /// Its place.
+    pub vout: u32,
+    /// Satoshi.
+    pub value: u64,
+    /// To whom it pays.
+    pub script: ScriptBuf,
+}
+
+/// What a transaction takes from its coins, beside the change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Paid {
+    /// How it is signed.
+    pub mode: Mode,
+    /// The fee, in satoshi.
+    pub fee: u64,
+    /// The virtual size when it is signed, in vB.
+    pub vsize: u64,
+    /// The operator's own output, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<OperatorOutput>,
+}
+
+impl Paid {
+    /// Of a transaction that spends exactly these coins, and has `vsize` vB when it is signed; `None` if it pays more than they hold.
+    pub fn of(transaction: &Transaction, coins: &[CoinRef], mode: Mode, vsize: u64) -> Option<Self> {
+        let spent = coins.iter().try_fold(0u64, |sum, coin| sum.checked_add(coin.value))?;
+        let paid =
+            transaction.output.iter().try_fold(0u64, |sum, output| sum.checked_add(output.value.to_sat()))?;
+        // The change is the first output, and the signal the last one.
+        let operator = transaction.output.get(1).filter(|output| !output.script_pubkey.is_op_return());
+        let operator = operator.map(|output| OperatorOutput {
+            vout: 1,
+            value: output.value.to_sat(),
+            script: output.script_pubkey.clone(),
+        });
+        Some(Self { mode, fee: spent.checked_sub(paid)?, vsize, operator })
+    }
+}
+
 /// A number with a signed transaction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -86,6 +134,12 @@ pub struct Announced {
     pub board_hash: DocumentHash,
     /// What has become of it.
     pub state: Fate,
+    /// When its transaction was signed, if that was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+    /// What its transaction takes from the coins, if that was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paid: Option<Paid>,
 }
 
 /// Stores what cohorts have announced.

@@ -8,6 +8,7 @@ use btcr2_aggregation_protocol::{
     cohort::standing::{
         message::{PastAnnouncement, StandingMessage},
         seat::{Seat, SeatEffect, SeatEvent, SeatInput},
+        signed_vsize,
     },
     error::{Reject, RejectCode},
     hash::sha256,
@@ -236,7 +237,13 @@ impl Driven for SeatActor {
             SeatEffect::AskSigning { number, board, transaction, mode } => {
                 self.asked = Some(number);
                 let Some(view) = self.view() else { return };
-                let entries = self.engine.machine().own_entries(number);
+                let machine = self.engine.machine();
+                let (Some(opportunity), Some(output)) = (machine.opportunity(number), machine.output()) else {
+                    return;
+                };
+                let (kind, coins) = (opportunity.kind, opportunity.coins.clone());
+                let vsize = signed_vsize(&transaction, output, mode);
+                let entries = machine.own_entries(number);
                 let stored = self.settings.boards.put(&cohort_id, number, board.hash(), Arc::clone(board.bytes()));
                 let question = async move {
                     // Not signed before it is stored: no other party has to have it.
@@ -247,7 +254,7 @@ impl Driven for SeatActor {
                             refusal: Some("the board cannot be stored".to_owned()),
                         }];
                     }
-                    let board = BoardToSign { number, board, transaction, mode, entries };
+                    let board = BoardToSign { number, kind, coins, board, transaction, mode, vsize, entries };
                     let refusal = policy.signs(&view, &board).await.err();
                     vec![SeatInput::SigningDecided { number, refusal }]
                 };

@@ -173,7 +173,7 @@ impl SeatActor {
             let reading = tokio::task::spawn_blocking(move || ArchivedBoard::read(&read, beacon));
             let board = reading.await.ok().flatten().filter(|board| board.signal() == signal);
             let board = board.ok_or("the board is not the one that the transaction announces")?;
-            let missed = MissedBoard { number, txid, board: Arc::new(board), nonces };
+            let missed = MissedBoard { number, txid, board: Arc::new(board), board_hash, nonces };
             policy.missed(&view, &missed).await?;
             let stored = boards.put(&view.cohort_id, number, &board_hash, bytes).await;
             stored.map_err(|error| error.to_string())

@@ -164,6 +164,7 @@ impl SeatActor {
             terms: Arc::clone(&config.terms),
             seat: self.identity.did().clone(),
             beacon_address: machine.output()?.address().to_owned(),
+            key: config.seat,
         })
     }
 

@@ -214,6 +214,8 @@ fn announced(number: u64) -> Announced {
         coins: Vec::new(),
         board_hash: DocumentHash::from_bytes([7; 32]),
         state: Fate::Unconfirmed,
+        at: None,
+        paid: None,
     }
 }
 
@@ -237,6 +239,7 @@ async fn conforms(history: &dyn HistoryStore) {
         beacon_address: "bcrt1p".to_owned(),
         terms: Arc::new(terms(StandingBeacon::Cas, 3)),
         seats: vec![(seat.public_key(), seat.did().clone())],
+        formed_at: None,
     };
     history.put_cohort(record.clone()).await.unwrap();
     assert_eq!(history.cohort(&a).await, Ok(Some(record)));

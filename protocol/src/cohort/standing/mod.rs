@@ -45,8 +45,8 @@ pub use self::{
     terms::{Absent, MAX_UNCONFIRMED, Registration, StandingBeacon, StandingPolicy, StandingTerms, Updates},
     transaction::{
         Destinations, Mode, StandingBuildError, StandingFault, TransactionCheck, announcement_vsize,
-        build_announcement, build_refresh, prevouts, sighashes, signed_vsize, with_fallback_signatures,
-        with_key_signatures,
+        build_announcement, build_refresh, prevouts, refresh_vsize, sighashes, signed_vsize,
+        with_fallback_signatures, with_key_signatures,
     },
 };
 

@@ -138,10 +138,25 @@ pub fn signed_vsize(tx: &Transaction, output: &BeaconOutput, mode: Mode) -> u64 
 
 /// The virtual size of an announcement of so many seats, in vB, without the operator's output: what a cohort costs before it has formed.
 pub fn announcement_vsize(terms: &StandingTerms, seats: usize, mode: Mode) -> u64 {
-    // Version, counts, lock time; one input; the change (P2TR) and the signal. Then marker, flag and the number of witness elements.
-    const BASE: usize = 4 * (10 + 41 + 43 + 43) + 2;
+    // The change (P2TR) and the signal.
+    vsize(1, 43 + 43, witness_size(terms, seats, mode))
+}
+
+/// The same of a refresh that joins so many coins, at most 252.
+pub fn refresh_vsize(terms: &StandingTerms, seats: usize, coins: usize, mode: Mode) -> u64 {
+    vsize(coins, 43, witness_size(terms, seats, mode))
+}
+
+fn vsize(inputs: usize, outputs: usize, witness: usize) -> u64 {
+    // Version, counts, lock time; then marker and flag.
+    let weight = 4 * (10 + 41 * inputs + outputs) + 2 + inputs * witness;
+    weight.div_ceil(4) as u64
+}
+
+/// The witness of an input, with the number of its elements.
+fn witness_size(terms: &StandingTerms, seats: usize, mode: Mode) -> usize {
     let varint = |length: usize| if length < 0xfd { 1 } else { 3 };
-    let witness = match (mode, terms.fallback_threshold.map(usize::from)) {
+    match (mode, terms.fallback_threshold.map(usize::from)) {
         (Mode::Fallback, Some(k)) => {
             let number = if k <= 16 {
                 1
@@ -154,8 +169,7 @@ pub fn announcement_vsize(terms: &StandingTerms, seats: usize, mode: Mode) -> u6
             varint(seats + 2) + 65 * k + seats.saturating_sub(k) + varint(script) + script + 34
         }
         _ => 1 + 65,
-    };
-    (BASE + witness).div_ceil(4) as u64
+    }
 }
 
 fn key_witness(signature: &Signature) -> Witness {

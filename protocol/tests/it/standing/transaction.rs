@@ -6,7 +6,8 @@ use bitcoin::{Amount, FeeRate, OutPoint, PubkeyHash, ScriptBuf, Sequence, Transa
 use btcr2_aggregation_protocol::{
     cohort::standing::{
         Destinations, Mode, StandingBeacon, StandingBuildError, StandingFault, StandingTerms, TransactionCheck,
-        build_announcement, build_refresh, prevouts, sighashes, signed_vsize, with_fallback_signatures,
+        announcement_vsize, build_announcement, build_refresh, prevouts, refresh_vsize, sighashes, signed_vsize,
+        with_fallback_signatures,
     },
     hash::SignalBytes,
     key::{Signature, XOnlyKey},
@@ -158,6 +159,15 @@ fn the_price_of_an_announcement_is_as_documented() {
     };
     let sizes = [(15, 10), (50, 49), (100, 99)].map(|(n, k)| vsize(n, k, Mode::Fallback));
     assert_eq!((vsize(15, 10, Mode::Key), sizes), (154, [439, 1_370, 2_607]));
+    // What is computed before a cohort forms is what its transactions have.
+    for (seats, k, mode) in [(15, 10, Mode::Key), (15, 10, Mode::Fallback), (100, 99, Mode::Fallback)] {
+        let cohort = cohort(seats, k);
+        assert_eq!(announcement_vsize(&cohort.terms, seats, mode), vsize(seats, k, mode));
+        let coins = [0, 1, 2].map(|vout| cohort.coin(1_000_000, vout));
+        let destinations = Destinations { operator: None, ..destinations(&cohort) };
+        let tx = build_refresh(&cohort.output, &coins, &destinations, mode, rate(1)).unwrap();
+        assert_eq!(refresh_vsize(&cohort.terms, seats, 3, mode), signed_vsize(&tx, &cohort.output, mode));
+    }
 }
 
 #[test]

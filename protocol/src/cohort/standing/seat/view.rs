@@ -11,6 +11,7 @@ use super::{Enrolment, Seat, SeatConfig, Stage};
 use crate::{
     cohort::standing::{
         board::Board,
+        opportunity::Opportunity,
         roster::{Roster, Row, RowAction},
         terms::StandingBeacon,
     },
@@ -136,6 +137,11 @@ impl Seat {
     /// The own indexes of which k seats have signed that they are this seat's: a document may list the beacon for them.
     pub fn confirmed_indexes(&self) -> impl Iterator<Item = &DidIndex> {
         self.seated.iter().flat_map(|seated| &seated.registered)
+    }
+
+    /// The opportunity of its highest number, if that is this one.
+    pub fn opportunity(&self, number: u64) -> Option<&Arc<Opportunity>> {
+        self.current().map(|current| &current.opportunity).filter(|opportunity| opportunity.number == number)
     }
 
     /// Whether the seat has committed itself to no updates yet in its highest number.

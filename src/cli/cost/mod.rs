@@ -1,4 +1,9 @@
-//! `cost`: what cohorts saved, from the results that `serve --out` wrote.
+//! `cost`: what cohorts saved, from the results that `serve --out` wrote; what standing cohorts cost, from a state directory; and what one
+//! would cost.
+
+mod estimate;
+mod ledger;
+mod text;
 
 use std::{
     collections::BTreeSet,
@@ -8,11 +13,11 @@ use std::{
 };
 
 use ::bitcoin::{Address, Amount, Transaction, address::NetworkUnchecked, consensus::encode::deserialize_hex};
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::fail;
+use super::{ChainArg, Failure, fail, singleton::SatPerVb};
 use crate::{
     bitcoin::announcement::change_of,
     cost::{Announced, OUTCOME_FILE, Savings, WalletKind, savings},
@@ -23,6 +28,8 @@ use crate::{
 
 #[derive(Debug, Args)]
 #[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
     after_help = "The comparison is at each cohort's own fee rate: its transaction against one singleton transaction\n\
     (one input, change, OP_RETURN of 32 bytes) for every member that announced an update.\n\n\
     An update counts once: in the first cohort that announced it. The first update of a DID at a beacon has to be announced\n\
@@ -32,8 +39,11 @@ use crate::{
     A cohort whose announcement failed saved nothing and is left out. Without that file the end is not known yet."
 )]
 pub(super) struct CostArgs {
+    #[command(subcommand)]
+    command: Option<CostCommand>,
     /// The directory that `serve --out` wrote to, or that of one cohort in it
-    directory: PathBuf,
+    #[arg(required = true)]
+    directory: Option<PathBuf>,
     /// What a member's own wallet would spend
     #[arg(long, value_enum, default_value_t)]
     wallet: WalletKind,
@@ -43,6 +53,14 @@ pub(super) struct CostArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum CostCommand {
+    /// Show what standing cohorts have cost, from the state directory of `serve --standing`, `member` or `join --standing`; also while it runs
+    Ledger(ledger::LedgerArgs),
+    /// Compute what a standing cohort would cost, compared with a Singleton transaction for each update
+    Estimate(estimate::EstimateArgs),
 }
 
 /// How a cohort's announcement ended, according to the results.
@@ -86,6 +104,11 @@ struct Counted {
 }
 
 pub(super) fn main(args: &CostArgs) -> ExitCode {
+    match &args.command {
+        Some(CostCommand::Ledger(args)) => return ledger::main(args),
+        Some(CostCommand::Estimate(args)) => return estimate::main(args),
+        None => {}
+    }
     match cost(args) {
         Ok(text) => {
             out!("{text}");
@@ -98,9 +121,10 @@ pub(super) fn main(args: &CostArgs) -> ExitCode {
 fn cost(args: &CostArgs) -> Result<String, ProgramError> {
     let (mut cohorts, mut failed) = (Vec::new(), Vec::new());
     let (mut announced, mut members) = (BTreeSet::new(), BTreeSet::new());
-    let directories = directories(&args.directory)?;
+    let root = args.directory.as_ref().ok_or_else(|| ProgramError::Usage("a directory expected".to_owned()))?;
+    let directories = directories(root)?;
     if directories.is_empty() {
-        let problem = format!("no results in {}: give the directory of `serve --out`", args.directory.display());
+        let problem = format!("no results in {}: give the directory of `serve --out`", root.display());
         return Err(ProgramError::Usage(problem));
     }
     for directory in directories {

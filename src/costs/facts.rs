@@ -88,7 +88,7 @@ impl BoardFacts {
 /// What a child paid that bumps a transaction by the operator's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ChildFee {
-    /// Nobody has looked, or it cannot be seen.
+    /// It was not looked up, or it cannot be seen.
     #[default]
     Unknown,
     /// There is none.

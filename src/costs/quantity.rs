@@ -12,7 +12,7 @@ const PARTS: u128 = 1_000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Quantity(u128);
 
-/// A text that is no such amount.
+/// A text that is not an amount of this kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a number that is not negative, with at most three decimal places, expected")]
 pub struct QuantityError;

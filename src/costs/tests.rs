@@ -250,7 +250,7 @@ fn a_ledger_has_prices_shares_and_repeats() {
     assert_eq!(sum(Kind::FeeShare), Some("150".to_owned()));
     assert_eq!(sum(Kind::Repeat), Some("51".to_owned()));
     assert_eq!(sum(Kind::OperatorOutput), Some("1000".to_owned()));
-    assert_eq!(sum(Kind::ChildFee), None, "nobody has looked");
+    assert_eq!(sum(Kind::ChildFee), None, "it was not looked up");
     let children: Vec<_> = ledger.entries.iter().filter(|entry| entry.kind == Kind::ChildFee).collect();
     assert_eq!(children.len(), 1, "of the number with an operator's output only");
     assert_eq!((children[0].number, children[0].amount, &children[0].seat), (Some(2), None, &None));

@@ -88,7 +88,7 @@ async fn both_ledgers_agree_with_each_other_and_the_chain() {
     let comparison = &member["comparisons"][0];
     assert_eq!(comparison["fees"], all);
     assert_eq!(comparison["updates"], json!({ "atLeast": 3, "isExact": true }));
-    // DIDs that were made with the beacon: nobody can see that here, so that there are two figures.
+    // DIDs that were made with the beacon: that cannot be seen here, so that there are two figures.
     assert_eq!(comparison["registrations"], json!({ "needed": 0, "possible": 2 }));
 
     // It is derived again, without the agent, and after a restart.

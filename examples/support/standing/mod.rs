@@ -4,7 +4,7 @@ mod controller;
 mod counting;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -72,23 +72,29 @@ fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The last boards, in memory. A host stores all of them on disk, without end.
+/// The names of all boards, and the last ones, in memory. A host stores all of them on disk, without end.
 #[derive(Clone, Default)]
-struct LastBoards(Arc<Mutex<VecDeque<(DocumentHash, Arc<Vec<u8>>)>>>);
+struct LastBoards(Arc<Mutex<Boards>>);
+
+#[derive(Default)]
+struct Boards {
+    names: BTreeMap<u64, DocumentHash>,
+    last: VecDeque<(DocumentHash, Arc<Vec<u8>>)>,
+}
 
 impl BoardStore for LastBoards {
     fn put(
         &self,
         _: &CohortId,
-        _: u64,
+        number: u64,
         hash: &DocumentHash,
         bytes: Arc<Vec<u8>>,
     ) -> BoxFuture<'static, Result<(), BoardError>> {
         let mut boards = locked(&self.0);
-        if !boards.iter().any(|(known, _)| known == hash) {
-            boards.push_back((*hash, bytes));
-            if boards.len() > 4 {
-                boards.pop_front();
+        if boards.names.insert(number, *hash) != Some(*hash) {
+            boards.last.push_back((*hash, bytes));
+            if boards.last.len() > 4 {
+                boards.last.pop_front();
             }
         }
         futures::future::ready(Ok(())).boxed()
@@ -96,17 +102,20 @@ impl BoardStore for LastBoards {
 
     fn get(&self, hash: &DocumentHash) -> BoxFuture<'static, Result<Option<Arc<Vec<u8>>>, BoardError>> {
         let boards = locked(&self.0);
-        let found = boards.iter().find(|(known, _)| known == hash).map(|(_, bytes)| Arc::clone(bytes));
+        let found = boards.last.iter().find(|(known, _)| known == hash).map(|(_, bytes)| Arc::clone(bytes));
         futures::future::ready(Ok(found)).boxed()
     }
 
     fn list(
         &self,
         _: &CohortId,
-        _: u64,
-        _: usize,
+        after: u64,
+        most: usize,
     ) -> BoxFuture<'static, Result<Vec<(u64, DocumentHash)>, BoardError>> {
-        futures::future::ready(Ok(Vec::new())).boxed()
+        let boards = locked(&self.0);
+        let later = boards.names.range(after.saturating_add(1)..).take(most);
+        let listed = later.map(|(number, hash)| (*number, *hash)).collect();
+        futures::future::ready(Ok(listed)).boxed()
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
         ledger::{Ledger, read_spenders},
     },
     cas::{Cas, ContentHash},
+    member::health::{self, Records},
     protocol::{
         did::Did,
         hash::DocumentHash,
@@ -43,6 +44,9 @@ pub enum InspectError {
     /// A state directory cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// What an agent has recorded cannot be read.
+    #[error("the records of the agent: {0}")]
+    Member(String),
     /// The record of the backups cannot be read.
     #[error("the record of the backups: {0}")]
     Backups(io::Error),
@@ -73,6 +77,7 @@ pub struct Inspection {
     vault: Option<VaultContents>,
     backup: Option<Backup>,
     keys: Option<Vec<PublicKey>>,
+    member: Option<Records>,
 }
 
 impl Inspection {
@@ -84,7 +89,13 @@ impl Inspection {
         (vault, backup): (Option<VaultContents>, Option<Backup>),
         keys: Option<Vec<PublicKey>>,
     ) -> Self {
-        Self { did, now, chain: Err(problem), vault, backup, keys }
+        Self { did, now, chain: Err(problem), vault, backup, keys, member: None }
+    }
+
+    /// With what an agent has recorded.
+    #[must_use]
+    pub fn with_member(self, member: Option<Records>) -> Self {
+        Self { member, ..self }
     }
 
     /// As it is judged.
@@ -97,8 +108,17 @@ impl Inspection {
             vault: self.vault.as_ref(),
             backup: self.backup.as_ref(),
             keys: self.keys.as_deref(),
+            member: self.member.as_ref(),
         }
     }
+}
+
+/// What an agent has recorded whose state directory is among these.
+///
+/// # Errors
+/// [`InspectError::Member`].
+pub(crate) async fn read_member(states: &[PathBuf], did: &Did) -> Result<Option<Records>, InspectError> {
+    health::read(states, did).await.map_err(InspectError::Member)
 }
 
 /// The vault's entries of `did`, and the record of the backups in the state directories; nothing without sources.
@@ -154,7 +174,14 @@ impl Inspector {
     /// [`InspectError`]. A chain that cannot be read is part of the result.
     pub async fn look(&mut self, now: Timestamp, min_conf: u32) -> Result<Inspection, InspectError> {
         let files = read_files(&self.vault, &self.did).await?;
-        self.look_with(files, now, min_conf).await
+        let member = read_member(&self.vault.states, &self.did).await?;
+        let (given, sidecar) = (self.files.clone(), member.as_ref().and_then(|member| member.sidecar.clone()));
+        if let Some(sidecar) = sidecar {
+            self.files.add(sidecar, "the agent's directory")?;
+        }
+        let looked = self.look_with(files, now, min_conf).await;
+        self.files = given;
+        Ok(looked?.with_member(member))
     }
 
     /// The same with the vault's entries of the DID, and the record of their backups, as they were just read.
@@ -172,7 +199,8 @@ impl Inspector {
             given.add_vault(vault, &self.did, "the state directory")?;
         }
         let chain = self.read(&given, now, min_conf).await;
-        Ok(Inspection { did: self.did.clone(), now, chain, vault, backup, keys: self.keys.clone() })
+        let (did, keys) = (self.did.clone(), self.keys.clone());
+        Ok(Inspection { did, now, chain, vault, backup, keys, member: None })
     }
 
     /// The same DID on the same chain, without stores and files: what the vault alone gives.

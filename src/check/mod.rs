@@ -10,11 +10,13 @@
 //!                                                                     │ updates      what is possibly announced
 //!                                                                     │ beacons      coins, keys, trust in operators
 //!                                                                     │ safety       the vault, its backup, the signing key
+//!                                                                     │ member       what an agent has recorded
 //! ```
 
 mod beacons;
 mod changes;
 mod inspect;
+mod member;
 mod mempool;
 mod report;
 mod resolution;
@@ -40,11 +42,12 @@ pub use self::{
 };
 pub(crate) use self::{
     changes::label,
-    inspect::{read_backup, read_files},
+    inspect::{read_backup, read_files, read_member},
     resolution::{hashes, who_may_have},
 };
 use crate::{
     bitcoin::chain::{Activity, Tip},
+    member::health::Records,
     protocol::{
         did::Did,
         hash::{DocumentHash, SignalBytes},
@@ -124,6 +127,8 @@ pub struct View<'a> {
     pub backup: Option<&'a Backup>,
     /// The keys of the identity file; `None` without one.
     pub keys: Option<&'a [PublicKey]>,
+    /// What the agent has recorded whose state directory it is; `None` of another one.
+    pub member: Option<&'a Records>,
 }
 
 impl View<'_> {
@@ -152,6 +157,7 @@ pub fn evaluate(view: &View<'_>) -> Report {
         ),
     }
     safety::evaluate(view, &mut report);
+    member::evaluate(view, &mut report);
     report.accept(&view.terms.accepted);
     report
 }

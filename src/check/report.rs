@@ -62,6 +62,8 @@ pub enum Code {
     BackupIncomplete,
     BackupOld,
     Restored,
+    IncompleteData,
+    ServiceSilent,
 }
 
 /// The subject of a finding, as far as it has one.
@@ -248,7 +250,9 @@ impl Report {
             | Code::Backup
             | Code::NoBackup
             | Code::BackupIncomplete
-            | Code::BackupOld => true,
+            | Code::BackupOld
+            | Code::IncompleteData
+            | Code::ServiceSilent => true,
             _ if found(&[Code::Chain]) => false,
             Code::Resolves | Code::DoesNotResolve | Code::Store | Code::YoungVersion => true,
             // A resolver names all the data that it knows to be missing, unless another error ends it before.

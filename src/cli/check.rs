@@ -12,7 +12,9 @@ use super::{
 use crate::{
     actors::runtime::Clock,
     cas::{self, Cas, Location},
-    check::{Code, InspectError, Inspection, Inspector, Report, Status, Terms, evaluate, label, read_files},
+    check::{
+        Code, InspectError, Inspection, Inspector, Report, Status, Terms, evaluate, label, read_files, read_member,
+    },
     config::Span,
     keyfile::{KeyFile, KeyFileError},
     output, passphrase,
@@ -28,7 +30,8 @@ const AFTER_HELP: &str = "\
 It answers, each with what to do: does the DID resolve, with --min-conf confirmations and with one (a signal that is too young to count \
 breaks it later if its data is missing); what may still be announced, by the vault; for each beacon of the document, and for each that \
 was removed, its coins, its signals, whether their data is at hand, and from which block on its operator alone can announce; which key \
-may sign now; and whether the vault has a complete backup.
+may sign now; and whether the vault has a complete backup. With the state directory of a `member` also the age of its last backup, which \
+data of addresses that the DID has left it cannot fetch, and which services are silent.
 
 Exit status, for monitoring: 0 all is well; 3 warnings only; 1 a problem (the DID does not resolve, or will not), or something is \
 unknown, e.g. because the chain does not answer; 2 the command was called wrongly. --accept CODE takes a warning out of that: docs/operating.md \
@@ -56,7 +59,7 @@ pub(super) struct CheckSources {
         default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub(super) min_conf: u32,
-    /// Warn when the last verified export of the vault is older than this, e.g. 30d, although it is complete
+    /// Warn when the last verified export of the vault, or backup of an agent, is older than this, e.g. 30d, although it is complete
     #[arg(long, value_name = "TIME", help_heading = "Health")]
     max_backup_age: Option<Span>,
     /// The update that was approved in this cohort (`singleton` for one that was prepared without a cohort) will never be
@@ -187,7 +190,9 @@ async fn run(args: &CheckArgs) -> Result<ExitCode, CheckFailure> {
         }
         Err(error) => {
             let problem = format!("{source}: {error}");
-            Inspection::without_chain(did.clone(), now, problem, read_files(&vault, did).await?, keys)
+            let member = read_member(&vault.states, did).await?;
+            let read = read_files(&vault, did).await?;
+            Inspection::without_chain(did.clone(), now, problem, read, keys).with_member(member)
         }
     };
     let report = evaluate(&inspection.view(&terms));

@@ -1,6 +1,6 @@
 //! `history`: what a standing cohort has announced, for DIDs that are in it or have left it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
 use serde_json::json;
@@ -91,7 +91,8 @@ fn prepared(args: &HistoryArgs) -> Result<Prepared, ProgramError> {
             let (identity, _) = keys_of(Some(file), None, None).map_err(|error| usage(error.to_string()))?;
             let (updates, problems) = args.updates.as_deref().map(updates_in).unwrap_or_default();
             problems.iter().for_each(|problem| err!("warning: {problem}"));
-            let (seed, network) = (SeatSeed::from_secret(identity.secret_key()), identity.did().network());
+            let (seed, network) =
+                (Arc::new(SeatSeed::from_secret(identity.secret_key())), identity.did().network());
             Some(OwnSeat { seed, network, updates })
         }
         None => None,

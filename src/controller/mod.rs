@@ -4,6 +4,7 @@
 //! document authorizes; [`places`] the beacons at which resolvers look; [`prepared`] reads a file that holds an
 //! update; and [`standing`] is what is settled of those that were approved.
 
+pub(crate) mod address_change;
 pub mod current;
 mod genesis;
 pub mod keys;

@@ -16,7 +16,9 @@ use super::{
     backup::ContinuousBackups as Backups,
     config::{MemberConfig, ROLE},
     control::socket_of,
+    data::Keeping,
     identities,
+    leaving::{self, Exits},
     lives::{End, notify},
     notice::MemberNotice,
     queue::{Queue, Stage},
@@ -24,7 +26,8 @@ use super::{
     restored,
     seeds::{Parts, each_in_one_seat, minted, seed, stop_all},
     settling::{Seed, follow},
-    tally::Tally,
+    silence::{Silence, watched},
+    tally::{TABLE, Tally},
 };
 use crate::{
     actors::{
@@ -87,6 +90,7 @@ pub(super) struct Life {
     pub(super) queue: Arc<Queue>,
     pub(super) approvals: Approvals,
     tally: Arc<Tally>,
+    exits: Arc<Exits>,
     pub(super) boards: Arc<dyn BoardStore>,
     pub(super) seeds: Vec<Seed>,
     notices: tokio::sync::broadcast::Receiver<Arc<SeatNotice>>,
@@ -127,6 +131,7 @@ impl Life {
         let log = Log::open(state, clock).await.map_err(|error| unreadable(&error))?;
         let reporter = Reporter::new(printer.clone(), log);
         let tally = Arc::new(Tally::open(state, clock).await.map_err(|error| unreadable(&error))?);
+        let exits = Arc::new(Exits::open(state, clock).await.map_err(|error| unreadable(&error))?);
         let restored = restored::is_marked(state).await.map_err(|error| unreadable(&error))?;
         let approvals = Approvals::new(config.policy.hook.clone(), reporter.clone());
         let files = Self::files(config)?;
@@ -143,6 +148,7 @@ impl Life {
             reporter: reporter.clone(),
             approvals: approvals.clone(),
             tally: Arc::clone(&tally),
+            exits: Arc::clone(&exits),
             backups: backups.clone(),
             notices,
             contacts: contacts.clone(),
@@ -170,6 +176,7 @@ impl Life {
             queue,
             approvals,
             tally,
+            exits,
             boards: storage.boards(),
             seeds,
             notices: receiver,
@@ -199,11 +206,15 @@ impl Life {
         let control = Control::open(&path).map_err(|error| {
             End::Refused(ProgramError::Io { what: format!("the control socket {}", path.display()), error })
         })?;
+        let keeping = self.keep_data();
         let backend = Rc::new(super::desk::Desk {
             reporter: self.reporter.clone(),
             state: self.state.clone(),
             queue: Arc::clone(&self.queue),
             approvals: self.approvals.clone(),
+            tally: Arc::clone(&self.tally),
+            exits: Arc::clone(&self.exits),
+            keeping,
             boards: Arc::clone(&self.boards),
             seeds: self.seeds.clone(),
             directory: self.config.state.clone(),
@@ -216,6 +227,7 @@ impl Life {
 
     #[cfg(not(unix))]
     fn open_control(&mut self, _: mpsc::Sender<Wake>) -> Result<String, End> {
+        self.keep_data();
         Ok("none on this system".to_owned())
     }
 
@@ -226,6 +238,7 @@ impl Life {
             Err(end) => return end,
         };
         let reporting = self.reporter.printer().clone().follow(self.contacts.subscribe());
+        self.watch_services();
         if let Some(backups) = self.backups.clone() {
             self.tasks.push(actix_rt::spawn(async move { backups.follow().await }));
         }
@@ -250,7 +263,8 @@ impl Life {
         let reporter = self.reporter.clone();
         loop {
             let has_unstored = self.seeds.iter().any(|seed| seed.controller.has_unstored());
-            let is_waiting = has_unstored || !self.queue.open_items().is_empty();
+            let is_leaving = !self.exits.open_ones().is_empty();
+            let is_waiting = has_unstored || is_leaving || !self.queue.open_items().is_empty();
             let notice = tokio::select! {
                 () = &mut stop => return End::Stopped,
                 notice = self.notices.recv() => notice,
@@ -270,8 +284,13 @@ impl Life {
                 () = tokio::time::sleep(self.config.chain.poll), if is_waiting => {
                     self.try_again().await;
                     self.claim().await;
-                    if looks.is_empty() && self.has_confirmed() {
-                        looks.push(self.look());
+                    if looks.is_empty() {
+                        if self.awaits_resolvers() {
+                            looks.push(self.look());
+                        }
+                        if is_leaving {
+                            looks.push(self.leave());
+                        }
                     }
                     continue;
                 }
@@ -288,9 +307,46 @@ impl Life {
         }
     }
 
-    /// Whether an update is final that resolvers did not return yet.
-    fn has_confirmed(&self) -> bool {
-        self.queue.open_items().iter().any(|item| item.stage == Stage::Confirmed)
+    /// Whether an update is final that resolvers did not return yet, or is announced by a Singleton beacon, which no seat watches.
+    fn awaits_resolvers(&self) -> bool {
+        self.queue.open_items().iter().any(|item| item.stage == Stage::Confirmed || item.by_singleton)
+    }
+
+    /// Watches whether services can be reached.
+    fn watch_services(&mut self) {
+        let silence = Silence {
+            services: watched(&self.config.seats),
+            contacts: self.contacts.clone(),
+            after: self.config.policy.silence,
+            table: self.state.table(TABLE),
+            reporter: self.reporter.clone(),
+            clock: Clock::system(),
+        };
+        self.tasks.push(actix_rt::spawn(silence.follow()));
+    }
+
+    /// Fetches the data of addresses that DIDs have left.
+    fn keep_data(&mut self) -> Rc<Keeping> {
+        let settings = self.config.seats.iter().map(|seat| (seat.name.clone(), seat.clone()));
+        let keeping = Keeping {
+            seeds: self.seeds.clone(),
+            exits: Arc::clone(&self.exits),
+            settings: settings.collect(),
+            network: self.config.network,
+            table: self.state.table(TABLE),
+            reporter: self.reporter.clone(),
+            clock: Clock::system(),
+        };
+        let keeping = Rc::new(keeping);
+        let following = Rc::clone(&keeping);
+        self.tasks.push(actix_rt::spawn(async move { following.follow().await }));
+        keeping
+    }
+
+    /// Takes the exits of DIDs further.
+    fn leave(&self) -> LocalBoxFuture<'static, ()> {
+        let (seeds, exits, reporter) = (self.seeds.clone(), Arc::clone(&self.exits), self.reporter.clone());
+        async move { leaving::go_on(&seeds, &exits, &reporter).await }.boxed_local()
     }
 
     /// Stores what could not be stored, and proves control of DIDs where a service does not know their last version.
@@ -358,6 +414,12 @@ impl Life {
             }
             SeatNotice::SeatNotGiven { cohort_id, .. } => {
                 if let Err(problem) = self.tally.leaves(cohort_id).await {
+                    self.reporter.storage_failed(&problem);
+                }
+            }
+            // What is there moves; new DIDs begin at the successor.
+            SeatNotice::SuccessorKnown { cohort_id, .. } => {
+                if let Err(problem) = self.tally.is_succeeded(cohort_id).await {
                     self.reporter.storage_failed(&problem);
                 }
             }

@@ -1,6 +1,6 @@
 //! What the control socket answers.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, rc::Rc, sync::Arc};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -11,10 +11,15 @@ use super::{
     approval::Approvals,
     backup,
     control::{MOST_LOG, Request, costs_of, counts, server::Backend, shown},
+    data::{self, Keeping},
+    leaving::{self, Exits},
     minting::{self, Order},
     queue::{Queue, QueueError},
     report::{self, Reporter},
+    rescue,
     settling::Seed,
+    silence,
+    tally::Tally,
 };
 use crate::{
     actors::{runtime::Clock, standing::boards::BoardStore, state::State},
@@ -27,6 +32,9 @@ pub(super) struct Desk {
     pub(super) state: State,
     pub(super) queue: Arc<Queue>,
     pub(super) approvals: Approvals,
+    pub(super) tally: Arc<Tally>,
+    pub(super) exits: Arc<Exits>,
+    pub(super) keeping: Rc<Keeping>,
     pub(super) boards: Arc<dyn BoardStore>,
     pub(super) seeds: Vec<Seed>,
     pub(super) directory: PathBuf,
@@ -60,12 +68,17 @@ impl Desk {
                     "number": machine.highest(),
                     "registered": machine.confirmed_indexes().count(),
                     "mayBeAnnounced": machine.committed().len(),
+                    "former": machine.former_indexes().len(),
+                    "successor": machine.successor().map(|successor| &successor.cohort_id),
+                    "hasMoved": machine.has_moved(),
                 }));
             }
             seats.push(json!({
                 "name": seed.name, "dids": seed.controller.indexes().len(), "cohorts": cohorts,
             }));
         }
+        let silent = silence::silent(&self.state).await.map_err(|error| error.to_string())?;
+        let silent: Vec<_> = silent.into_iter().filter(|one| one.reported).collect();
         let last = backup::last(&self.state).await.map_err(|error| error.to_string())?;
         let age = last.map(|at| Clock::system().now().since(at).as_secs());
         Ok(json!({
@@ -74,11 +87,13 @@ impl Desk {
             "seats": seats,
             "queue": counts(&self.queue.list()),
             "pending": self.approvals.pending().len(),
+            "leaving": self.exits.open_ones().len(),
+            "silent": silent,
             "backupAgeSeconds": age,
         }))
     }
 
-    async fn dids(&self) -> Value {
+    async fn dids(&self) -> Result<Value, String> {
         let mut all = Vec::new();
         for seed in &self.seeds {
             let mut registered = Vec::new();
@@ -91,10 +106,20 @@ impl Desk {
             for (index, did) in seed.controller.indexes() {
                 let of_did = registered.iter().filter(|(_, indexes)| indexes.contains(&index));
                 let cohorts: Vec<_> = of_did.map(|(cohort_id, _)| cohort_id.clone()).collect();
-                all.push(json!({ "did": did, "seat": seed.name, "registeredIn": cohorts }));
+                let mut shown = json!({ "did": did, "seat": seed.name, "registeredIn": cohorts });
+                let exits = self.exits.of(&index);
+                if !exits.is_empty() {
+                    let exit = |exit: &leaving::Exit| json!({ "cohortId": exit.cohort_id, "step": exit.step });
+                    shown["exits"] = exits.iter().map(exit).collect();
+                }
+                let gaps = data::gaps(&self.state, &did).await.map_err(|error| error.to_string())?;
+                if !gaps.is_empty() {
+                    shown["incomplete"] = json!(gaps);
+                }
+                all.push(shown);
             }
         }
-        json!(all)
+        Ok(json!(all))
     }
 }
 
@@ -133,7 +158,7 @@ impl Backend for Desk {
                 let reason = reason.unwrap_or_else(|| "it was rejected by `member reject`".to_owned());
                 self.decide(id, Err(reason))
             }
-            Request::Dids => Ok(self.dids().await),
+            Request::Dids => self.dids().await,
             Request::Costs { wallet } => {
                 let report = costs_of(&self.state, wallet).await.map_err(|error| error.to_string())?;
                 serde_json::to_value(report).map_err(|error| error.to_string())
@@ -144,7 +169,26 @@ impl Backend for Desk {
             }
             Request::Mint { seat, cohort_id, names, no_singleton } => {
                 let order = Order { seat, cohort_id, names, singleton: !no_singleton };
-                minting::mint(&self.seeds, &*self.boards, &self.directory, self.network, order).await
+                minting::mint(&self.seeds, &*self.boards, &self.tally, &self.directory, self.network, order).await
+            }
+            Request::Leave { dids, all, cohort_id, to } => {
+                let order = leaving::Order { dids, all, cohort_id, to };
+                let left = leaving::leave(&self.seeds, &self.queue, &self.exits, &self.reporter, &order).await;
+                let _ = self.wake.try_send(Wake::Claim);
+                left
+            }
+            Request::Rescue { did, cohort_id, address, to, pending } => {
+                let order = rescue::Order { did, cohort_id, address, to, pending };
+                let agent = rescue::Agent {
+                    seeds: &self.seeds,
+                    queue: &self.queue,
+                    exits: &self.exits,
+                    keeping: &self.keeping,
+                    reporter: &self.reporter,
+                };
+                let rescued = rescue::rescue(&agent, &order).await;
+                let _ = self.wake.try_send(Wake::Claim);
+                rescued
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
-use super::{config::MINTED, settling::Seed};
+use super::{config::MINTED, settling::Seed, tally::Tally};
 use crate::{
     actors::standing::{SeatRequest, SeatSummary, boards::BoardStore, policy::RowWanted},
     controller::{self, Keys},
@@ -47,11 +47,13 @@ fn is_name(name: &str) -> bool {
 }
 
 /// The seed and the seat that an order names.
-async fn place(seeds: &[Seed], order: &Order) -> Result<(Seed, SeatSummary, Arc<Seat>), String> {
+async fn place(seeds: &[Seed], tally: &Tally, order: &Order) -> Result<(Seed, SeatSummary, Arc<Seat>), String> {
     let mut found = Vec::new();
     for seed in seeds.iter().filter(|seed| order.seat.as_ref().is_none_or(|name| seed.name == *name)) {
         for seat in seed.member.seats().await {
-            if order.cohort_id.as_ref().is_some_and(|id| *id != seat.cohort_id) {
+            let is_named = order.cohort_id.as_ref() == Some(&seat.cohort_id);
+            // New DIDs begin at the successor of a cohort.
+            if order.cohort_id.is_some() && !is_named || tally.has_successor(&seat.cohort_id) {
                 continue;
             }
             if let Some(machine) = seed.member.inspect(&seat.seat).await.filter(|seat| seat.output().is_some()) {
@@ -73,6 +75,7 @@ async fn place(seeds: &[Seed], order: &Order) -> Result<(Seed, SeatSummary, Arc<
 pub(super) async fn mint(
     seeds: &[Seed],
     boards: &dyn BoardStore,
+    tally: &Tally,
     state: &Path,
     network: Network,
     order: Order,
@@ -83,7 +86,7 @@ pub(super) async fn mint(
     if let Some(wrong) = order.names.iter().find(|name| !is_name(name)) {
         return Err(format!("{wrong:?} is not the name of a file: letters, digits, `-`, `_` and `.` expected"));
     }
-    let (seed, seat, machine) = place(seeds, &order).await?;
+    let (seed, seat, machine) = place(seeds, tally, &order).await?;
     let terms = &machine.config().terms;
     let most = usize::try_from(terms.max_dids_per_participant).unwrap_or(usize::MAX);
     let has = machine.indexes().count();

@@ -16,9 +16,12 @@ pub mod approval;
 pub mod backup;
 mod config;
 pub mod control;
+pub mod data;
 #[cfg(unix)]
 mod desk;
+pub mod health;
 mod identities;
+pub mod leaving;
 mod lives;
 #[cfg(unix)]
 mod minting;
@@ -26,10 +29,13 @@ pub mod notice;
 pub mod policy;
 pub mod queue;
 pub mod report;
+#[cfg(unix)]
+mod rescue;
 pub mod restored;
 mod seat;
 mod seeds;
 mod settling;
+pub mod silence;
 mod source;
 mod tally;
 

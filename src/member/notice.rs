@@ -3,7 +3,7 @@
 use serde::Serialize;
 use strum::VariantNames;
 
-use super::queue::Stage;
+use super::{leaving::Step, queue::Stage};
 use crate::protocol::{did::Did, hash::DocumentHash, id::CohortId, text::shown};
 
 /// An event of a member.
@@ -88,6 +88,45 @@ pub enum MemberNotice {
         /// The DIDs.
         dids: Vec<Did>,
     },
+    /// A DID leaves a cohort, or has left it.
+    DidLeaves {
+        /// The DID.
+        did: Did,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// How far it is.
+        step: Step,
+    },
+    /// The data of an address that DIDs have left cannot be fetched. That is tried again, without end.
+    DataIncomplete {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The DIDs.
+        dids: Vec<Did>,
+        /// Why.
+        problem: String,
+    },
+    /// The data of an address that DIDs have left are complete again.
+    DataComplete {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The DIDs.
+        dids: Vec<Did>,
+    },
+    /// A service cannot be reached, for longer than the policy permits.
+    ServiceSilent {
+        /// Its name in the agent's file.
+        service: String,
+        /// Since when, as a date.
+        since: String,
+        /// Why, as far as that is known.
+        problem: String,
+    },
+    /// A service can be reached again that was silent.
+    ServiceAnswers {
+        /// Its name in the agent's file.
+        service: String,
+    },
     /// A verified backup was written.
     BackupWritten {
         /// The file.
@@ -147,6 +186,29 @@ impl MemberNotice {
                     dids.len()
                 )
             }
+            Self::DidLeaves { did, cohort_id, step } => match step {
+                Step::Leaving => format!("{did} leaves cohort {cohort_id}: its update is on its way"),
+                Step::Unregistering => {
+                    format!("{did} does not list cohort {cohort_id} any more, finally: it is unregistered there")
+                }
+                Step::Left => format!(
+                    "{did} has left cohort {cohort_id}; what is announced there later is fetched for it all the same"
+                ),
+            },
+            Self::DataIncomplete { cohort_id, dids, problem } => format!(
+                "warning: what cohort {cohort_id} announces cannot be fetched for {} DIDs that have left its address, and is tried again: {}",
+                dids.len(),
+                shown(problem)
+            ),
+            Self::DataComplete { cohort_id, dids } => {
+                format!("what cohort {cohort_id} has announced is complete again for {} DIDs", dids.len())
+            }
+            Self::ServiceSilent { service, since, problem } => format!(
+                "warning: the service {service} is silent since {since}: {}. If it is gone, save the DIDs that list its beacon: `member rescue \
+                 DID`, or register them at another service and `member rescue DID --to COHORT`",
+                shown(problem)
+            ),
+            Self::ServiceAnswers { service } => format!("the service {service} answers again"),
             Self::BackupWritten { file } => format!("backup written, and verified: {file}"),
             Self::BackupFailed { problem } => format!("error: no backup was written: {problem}"),
         }

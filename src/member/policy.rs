@@ -36,6 +36,19 @@ pub enum Joining {
     Never,
 }
 
+/// What is done when a cohort moves to a successor: a seat there, and the address change of each DID.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Moving {
+    /// By itself, if the limits permit the successor.
+    #[default]
+    Auto,
+    /// After it was approved: the seat, and then the move.
+    Ask,
+    /// Never: the DIDs stay, or leave by their Singletons.
+    Never,
+}
+
 /// How an announcement is signed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -67,8 +80,11 @@ pub struct Policy {
     pub most_cohorts: u32,
     /// What happens to other offers.
     pub otherwise: Otherwise,
-    /// How cohorts are joined.
+    /// How cohorts are joined, but for successors.
     pub join: Joining,
+    /// What is done when a cohort moves to a successor.
+    #[serde(rename = "move")]
+    pub moving: Moving,
     /// How announcements are signed.
     pub sign: Signing,
     /// How long a decision may take. An announcement that is not approved by then is not signed.
@@ -77,6 +93,8 @@ pub struct Policy {
     pub most_announcements_per_day: Option<u32>,
     /// How many updates of one DID are submitted in 24 hours.
     pub most_updates_per_day: Option<u32>,
+    /// After which time a service that cannot be reached is reported as silent.
+    pub silence: Duration,
     /// The command that decides instead of a person, with its arguments.
     pub hook: Vec<String>,
 }
@@ -92,10 +110,12 @@ impl Default for Policy {
             most_cohorts: 1,
             otherwise: Otherwise::default(),
             join: Joining::default(),
+            moving: Moving::default(),
             sign: Signing::default(),
             timeout: Duration::from_secs(300),
             most_announcements_per_day: None,
             most_updates_per_day: None,
+            silence: Duration::from_secs(86_400),
             hook: Vec::new(),
         }
     }
@@ -110,8 +130,10 @@ pub struct Offer<'a> {
     pub cohort_id: &'a CohortId,
     /// Its terms.
     pub terms: &'a StandingTerms,
-    /// In how many other cohorts of the service the seed has a seat.
+    /// In how many other cohorts of the service the seed has a seat, without those that have moved or that it succeeds.
     pub cohorts: u32,
+    /// Whether it succeeds a cohort in which the seed has a seat.
+    pub succeeds: bool,
 }
 
 /// What is done.
@@ -158,6 +180,29 @@ pub struct SignRequest {
     pub updates: Vec<Value>,
     /// How many announcements of the cohort this seat has signed in the last 24 hours.
     pub signed_today: u32,
+    /// The address of the successor to which it pays its change, for a move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves_to: Option<String>,
+}
+
+/// A move to a successor, as the one who is asked for a decision gets it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MoveRequest {
+    /// The service.
+    pub service: Did,
+    /// The cohort.
+    pub cohort_id: CohortId,
+    /// The seed of the seat, by its name.
+    pub seat: String,
+    /// The number.
+    pub number: u64,
+    /// The cohort to which it moves.
+    pub successor: CohortId,
+    /// The beacon address that each document lists from then on.
+    pub beacon_address: String,
+    /// The DIDs that move.
+    pub dids: Vec<Did>,
 }
 
 impl Policy {
@@ -167,8 +212,18 @@ impl Policy {
         if !beyond.is_empty() {
             return Verdict::Decline { reasons: beyond };
         }
-        if self.join == Joining::Never {
-            return Verdict::Decline { reasons: vec!["the policy joins no cohorts".to_owned()] };
+        let joining = match (offer.succeeds, self.moving) {
+            (true, Moving::Auto) => Joining::Auto,
+            (true, Moving::Ask) => Joining::Ask,
+            (true, Moving::Never) => Joining::Never,
+            (false, _) => self.join,
+        };
+        if joining == Joining::Never {
+            let reason = match offer.succeeds {
+                true => "the policy follows no cohort to its successor",
+                false => "the policy joins no cohorts",
+            };
+            return Verdict::Decline { reasons: vec![reason.to_owned()] };
         }
         let mut reasons = Vec::new();
         let mut object = |wrong: bool, reason: &dyn Fn() -> String| {
@@ -190,9 +245,13 @@ impl Policy {
         object(offer.cohorts >= self.most_cohorts, &|| {
             format!("there are seats in {} cohorts of the service already", offer.cohorts)
         });
-        match (reasons.is_empty(), self.otherwise, self.join) {
+        let asks = match offer.succeeds {
+            true => "the policy asks before it follows a cohort to its successor",
+            false => "the policy asks before it joins",
+        };
+        match (reasons.is_empty(), self.otherwise, joining) {
             (true, _, Joining::Auto) => Verdict::Accept,
-            (true, ..) => Verdict::Ask { reasons: vec!["the policy asks before it joins".to_owned()], held: false },
+            (true, ..) => Verdict::Ask { reasons: vec![asks.to_owned()], held: false },
             (false, Otherwise::Hold, _) => Verdict::Ask { reasons, held: true },
             (false, Otherwise::Decline, _) => Verdict::Decline { reasons },
         }
@@ -212,6 +271,19 @@ impl Policy {
         match asks {
             true => Verdict::Ask { reasons: vec!["the policy asks before it signs".to_owned()], held: false },
             false => Verdict::Accept,
+        }
+    }
+
+    /// What is done when the DIDs of a seat are to move. The limits of terms apply to the successor too; its seats check them.
+    pub fn on_move(&self, _: &MoveRequest) -> Verdict {
+        match self.moving {
+            Moving::Auto => Verdict::Accept,
+            Moving::Ask => {
+                Verdict::Ask { reasons: vec!["the policy asks before DIDs move".to_owned()], held: false }
+            }
+            Moving::Never => {
+                Verdict::Decline { reasons: vec!["the policy follows no cohort to its successor".to_owned()] }
+            }
         }
     }
 
@@ -244,7 +316,8 @@ mod tests {
         (terms.fallback_threshold, terms.max_participants) = (Some(2), 3);
         change(&mut terms);
         let (service, cohort_id) = (service(1), CohortId::parse("c").unwrap());
-        policy.on_offer(&Offer { service: Some(&service), cohort_id: &cohort_id, terms: &terms, cohorts })
+        let succeeds = false;
+        policy.on_offer(&Offer { service: Some(&service), cohort_id: &cohort_id, terms: &terms, cohorts, succeeds })
     }
 
     fn reasons(verdict: Verdict) -> Vec<String> {
@@ -285,6 +358,34 @@ mod tests {
     }
 
     #[test]
+    fn a_successor_is_followed_by_the_setting_for_moves_within_the_limits() {
+        let terms = StandingTerms::new(StandingBeacon::Cas, Network::Regtest, 4, 4).proceeding(3);
+        let (service, cohort_id) = (service(1), CohortId::parse("new").unwrap());
+        let offer =
+            Offer { service: Some(&service), cohort_id: &cohort_id, terms: &terms, cohorts: 0, succeeds: true };
+        let request = MoveRequest {
+            service: service.clone(),
+            cohort_id: CohortId::parse("old").unwrap(),
+            seat: "home".to_owned(),
+            number: 3,
+            successor: cohort_id.clone(),
+            beacon_address: String::new(),
+            dids: Vec::new(),
+        };
+        let policy = |moving| Policy { moving, join: Joining::Never, ..Policy::default() };
+        assert_eq!(policy(Moving::Auto).on_offer(&offer), Verdict::Accept, "although it joins nothing else");
+        assert_eq!(policy(Moving::Auto).on_move(&request), Verdict::Accept);
+        for verdict in [policy(Moving::Ask).on_offer(&offer), policy(Moving::Ask).on_move(&request)] {
+            assert!(matches!(verdict, Verdict::Ask { held: false, .. }), "{verdict:?}");
+        }
+        for verdict in [policy(Moving::Never).on_offer(&offer), policy(Moving::Never).on_move(&request)] {
+            assert!(matches!(verdict, Verdict::Decline { .. }), "{verdict:?}");
+        }
+        let limited = Policy { most_seats: Some(3), ..policy(Moving::Auto) };
+        assert!(matches!(limited.on_offer(&offer), Verdict::Decline { .. }));
+    }
+
+    #[test]
     fn an_announcement_is_signed_asked_for_or_beyond_the_day() {
         let request = |signed_today, updates| SignRequest {
             service: service(1),
@@ -297,6 +398,7 @@ mod tests {
             operator_outputs: Vec::new(),
             updates,
             signed_today,
+            moves_to: None,
         };
         let policy = |sign| Policy { sign, most_announcements_per_day: Some(2), ..Policy::default() };
         let (none, own) = (Vec::new(), vec![json!({})]);

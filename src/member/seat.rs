@@ -1,13 +1,19 @@
 //! The decisions of a seat: those of the controller of its DIDs, within the member's policy.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde_json::json;
 
 use super::{
     approval::{Approvals, Question},
-    policy::{Offer, Policy, SignRequest, Verdict},
+    leaving::Exits,
+    policy::{MoveRequest, Offer, Policy, SignRequest, Verdict},
+    report::Reporter,
     tally::Tally,
 };
 use crate::{
@@ -16,9 +22,11 @@ use crate::{
         UpdatesChosen,
     },
     protocol::{
+        beacon::did_index,
         cohort::standing::{StandingPolicy, seat::KnownVersions},
         did::Did,
         hash::DidIndex,
+        id::CohortId,
         identity::Identity,
         invite::InviteToken,
     },
@@ -35,9 +43,63 @@ pub(super) struct SeatAgent {
     pub(super) policy: Arc<Policy>,
     pub(super) approvals: Approvals,
     pub(super) tally: Arc<Tally>,
+    pub(super) exits: Arc<Exits>,
+    pub(super) reporter: Reporter,
+    pub(super) moves: Mutex<Moves>,
+}
+
+/// The moves of this run.
+#[derive(Default)]
+pub(super) struct Moves {
+    /// The moves that were approved, from a cohort to its successor: one that fails is tried again.
+    approved: BTreeSet<(CohortId, CohortId)>,
+    /// The address of the successor, by cohort and number.
+    addresses: BTreeMap<(CohortId, u64), String>,
 }
 
 impl SeatAgent {
+    fn moves(&self) -> MutexGuard<'_, Moves> {
+        // Each change is one call.
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides whether the DIDs of a seat move in this number. What is not moved stays in the document, and the seat does not sign.
+    async fn may_move(&self, seat: &SeatView, asked: &UpdatesAsked, move_to: &MoveTo) -> Result<(), String> {
+        let (number, successor) = (asked.opportunity.number, &move_to.successor);
+        let address = successor.beacon_address.clone();
+        self.moves().addresses.insert((seat.cohort_id.clone(), number), address);
+        let dids = self.controller.indexes();
+        let moving = move_to.indexes.iter().filter_map(|index| dids.get(index).cloned());
+        let request = MoveRequest {
+            service: seat.service.clone(),
+            cohort_id: seat.cohort_id.clone(),
+            seat: self.name.clone(),
+            number,
+            successor: successor.cohort_id.clone(),
+            beacon_address: successor.beacon_address.clone(),
+            dids: moving.collect(),
+        };
+        let key = (seat.cohort_id.clone(), successor.cohort_id.clone());
+        match self.policy.on_move(&request) {
+            Verdict::Accept => Ok(()),
+            Verdict::Decline { reasons } => Err(reasons.join("; ")),
+            Verdict::Ask { .. } if self.moves().approved.contains(&key) => Ok(()),
+            Verdict::Ask { reasons, .. } => {
+                let respond = Duration::from_secs(u64::from(seat.terms.respond_seconds));
+                let question = Question {
+                    kind: "move",
+                    cohort_id: seat.cohort_id.clone(),
+                    number: Some(number),
+                    reasons,
+                    timeout: Some(self.policy.timeout.min(respond * 3 / 4)),
+                    request: json!(request),
+                };
+                self.approvals.ask(question).await?;
+                self.moves().approved.insert(key);
+                Ok(())
+            }
+        }
+    }
     /// How long an approval of an announcement may take: an answer behind the service's deadline has no effect.
     fn timeout(&self, seat: &SeatView) -> Duration {
         let confirm = Duration::from_secs(u64::from(seat.terms.confirm_seconds));
@@ -45,7 +107,8 @@ impl SeatAgent {
     }
 
     fn request(&self, seat: &SeatView, board: &BoardToSign) -> SignRequest {
-        let change = seat.beacon_address.as_str();
+        let moves_to = self.moves().addresses.get(&(seat.cohort_id.clone(), board.number)).cloned();
+        let change = moves_to.as_deref().unwrap_or(&seat.beacon_address);
         let outputs = board.transaction.output.iter().filter(|output| {
             let network = seat.terms.network.to_bitcoin();
             let address = bitcoin::Address::from_script(&output.script_pubkey, network);
@@ -67,6 +130,7 @@ impl SeatAgent {
             operator_outputs: outputs.map(|output| output.value.to_sat()).collect(),
             updates: own.collect(),
             signed_today: self.tally.signed_today(&seat.cohort_id),
+            moves_to: moves_to.clone(),
         }
     }
 }
@@ -77,9 +141,15 @@ impl SeatPolicy for SeatAgent {
         if self.services.as_ref().is_some_and(|services| !services.contains(&offer.service)) {
             return Err("another service".to_owned());
         }
-        let cohorts = self.tally.others(&self.name, &offer.service, &offer.cohort_id);
-        let asked =
-            Offer { service: Some(&offer.service), cohort_id: &offer.cohort_id, terms: &offer.terms, cohorts };
+        let old = offer.succeeds.as_ref().map(|succession| &succession.cohort_id);
+        let old = old.filter(|old| self.tally.has(&self.name, &offer.service, old));
+        let asked = Offer {
+            service: Some(&offer.service),
+            cohort_id: &offer.cohort_id,
+            terms: &offer.terms,
+            cohorts: self.tally.others(&self.name, &offer.service, &offer.cohort_id, old),
+            succeeds: old.is_some(),
+        };
         match self.policy.on_offer(&asked) {
             Verdict::Accept => {}
             Verdict::Decline { reasons } => return Err(reasons.join("; ")),
@@ -89,6 +159,7 @@ impl SeatPolicy for SeatAgent {
                     "service": offer.service,
                     "cohortId": offer.cohort_id,
                     "terms": *offer.terms,
+                    "succeeds": old,
                 });
                 let question = Question {
                     kind: "join",
@@ -117,7 +188,13 @@ impl SeatPolicy for SeatAgent {
     }
 
     async fn registers(&self, seat: &SeatView) -> Vec<RowWanted> {
-        self.controller.registers(seat).await
+        if self.tally.has_successor(&seat.cohort_id) {
+            // What is there moves; new DIDs begin at the successor.
+            return Vec::new();
+        }
+        let mut rows = self.controller.registers(seat).await;
+        rows.retain(|row| !self.exits.has(&seat.cohort_id, &did_index(&row.did)));
+        rows
     }
 
     async fn proves(&self, did: &Did, digest: &[u8; 32]) -> Option<Control> {
@@ -129,6 +206,13 @@ impl SeatPolicy for SeatAgent {
     }
 
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {
+        if let Some(move_to) = &asked.move_to
+            && let Err(reason) = self.may_move(seat, asked, move_to).await
+        {
+            let number = asked.opportunity.number;
+            self.reporter.printer().warn(&format!("number {number}: the DIDs do not move: {reason}"));
+            return UpdatesChosen::default();
+        }
         self.controller.chooses(seat, asked).await
     }
 

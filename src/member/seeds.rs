@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
     backup::ContinuousBackups as Backups,
     config::{MINTED, MemberConfig, SeatSettings},
     identities,
+    leaving::Exits,
     lives::End,
     queue::Queue,
     report::Reporter,
@@ -52,6 +53,7 @@ pub(super) struct Parts<'a> {
     pub(super) reporter: Reporter,
     pub(super) approvals: Approvals,
     pub(super) tally: Arc<Tally>,
+    pub(super) exits: Arc<Exits>,
     pub(super) backups: Option<Arc<Backups>>,
     pub(super) notices: Notices<SeatNotice>,
     pub(super) contacts: Contacts,
@@ -136,6 +138,9 @@ pub(super) async fn seed(config: &MemberConfig, seat: &SeatSettings, parts: &Par
         policy: Arc::clone(&config.policy),
         approvals: parts.approvals.clone(),
         tally: Arc::clone(&parts.tally),
+        exits: Arc::clone(&parts.exits),
+        reporter: parts.reporter.clone(),
+        moves: Mutex::default(),
     };
     let transport = transport(seat, parts.clock, &parts.contacts)?;
     let mut settings = MemberSettings::new(Arc::clone(&seat.seed), config.network, transport, Arc::new(agent));

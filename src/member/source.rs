@@ -40,15 +40,15 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// The queue of one member, for the DIDs of its seats.
 pub(super) struct QueueSource {
     /// The queue.
-    pub queue: Arc<Queue>,
+    pub(super) queue: Arc<Queue>,
     /// Where each step is reported.
-    pub reporter: Reporter,
+    pub(super) reporter: Reporter,
     /// How many updates of a DID may be submitted in a day.
-    pub most_per_day: Option<u32>,
+    pub(super) most_per_day: Option<u32>,
     /// The backup of a cohort whose service does not keep updates (standing.md, section 10).
-    pub backup: Option<Arc<dyn BeforeSubmission>>,
+    pub(super) backup: Option<Arc<dyn BeforeSubmission>>,
     /// The time.
-    pub clock: Clock,
+    pub(super) clock: Clock,
 }
 
 /// What an item becomes by the document that is current now.
@@ -77,6 +77,12 @@ fn decide(item: &Item, of: &ControlledDid, current: &Current, may_begin: bool) -
         && first.hash != *hash
     {
         return Next::Wait(format!("another update of version {} is in a block, and not final yet", first.version));
+    }
+    if item.by_singleton {
+        return match item.version > current.version {
+            true => Next::Wait("the Singleton beacon of the DID announces it".to_owned()),
+            false => Next::Refused(format!("another update has led to version {}", item.version)),
+        };
     }
     if item.may_be_announced && item.version > current.version {
         return match item.version == current.version + 1 {
@@ -183,8 +189,10 @@ impl UpdateSource for QueueSource {
         current: &Current,
     ) -> Result<Option<SignedUpdate>, String> {
         let did = of.identity.did();
-        // One after the other: the second is made for the document that the first one leads to.
-        for item in self.queue.open_items().into_iter().filter(|item| item.did == *did) {
+        // One after the other: the second is made for the document that the first one leads to. What may be announced already comes first.
+        let mut items: Vec<Item> = self.queue.open_items().into_iter().filter(|item| item.did == *did).collect();
+        items.sort_by_key(|item| (!item.may_be_announced, item.id));
+        for item in items {
             match decide(&item, of, current, self.may_begin(&item)) {
                 Next::Submit(update) => return Ok(Some(update)),
                 Next::Rebuilt(item) => {
@@ -229,6 +237,10 @@ impl UpdateSource for QueueSource {
 
     fn follows(&self, index: &DidIndex, _: u64) -> bool {
         self.queue.waiting().contains(index)
+    }
+
+    fn is_elsewhere(&self, index: &DidIndex) -> bool {
+        self.queue.by_singleton(index).is_some()
     }
 
     fn of(&self, index: &DidIndex) -> Vec<SignedUpdate> {
@@ -278,6 +290,7 @@ mod tests {
             allow_risky: false,
             stage: Stage::Queued,
             may_be_announced: false,
+            by_singleton: false,
             place: None,
             reason: None,
             rebuilt: 0,
@@ -319,8 +332,12 @@ mod tests {
             "whatever the document is, it is not made again"
         );
         assert!(matches!(decide(&submitted, &of, &newer, true), Next::Rebuilt(_)));
-        let later = Item { version: 3, ..submitted };
+        let later = Item { version: 3, ..submitted.clone() };
         assert!(matches!(decide(&later, &of, &first, true), Next::Wait(_)));
+        // Its own beacon announces it: a cohort does not, and the change is not made again.
+        let alone = Item { by_singleton: true, ..submitted };
+        assert!(matches!(decide(&alone, &of, &first, true), Next::Wait(_)));
+        assert!(matches!(decide(&alone, &of, &newer, true), Next::Refused(_)));
     }
 
     #[test]

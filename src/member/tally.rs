@@ -1,7 +1,7 @@
 //! What the policy counts, in the state directory: cohorts in which seats were taken, and announcements that were signed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -34,6 +34,8 @@ struct Joined {
 #[serde(default, rename_all = "camelCase")]
 struct Counts {
     joined: Vec<Joined>,
+    /// The cohorts of which a successor is known: they take no new DIDs, and do not count for the limit of cohorts.
+    succeeded: BTreeSet<CohortId>,
     /// The announcements of the last day, by cohort.
     signed: BTreeMap<CohortId, Vec<Timestamp>>,
 }
@@ -66,11 +68,35 @@ impl Tally {
         self.table.put(KEY, bytes).await.map_err(|error| error.to_string())
     }
 
-    /// In how many other cohorts of a service a seed has, or waits for, a seat.
-    pub(super) fn others(&self, seat: &str, service: &Did, cohort_id: &CohortId) -> u32 {
+    /// In how many other cohorts of a service a seed has, or waits for, a seat; without those that have a successor, and the one that
+    /// `cohort_id` succeeds.
+    pub(super) fn others(&self, seat: &str, service: &Did, cohort_id: &CohortId, old: Option<&CohortId>) -> u32 {
         let counts = self.counts();
         let of = counts.joined.iter().filter(|one| one.seat == seat && one.service == *service);
-        u32::try_from(of.filter(|one| one.cohort_id != *cohort_id).count()).unwrap_or(u32::MAX)
+        let counted = of.filter(|one| {
+            one.cohort_id != *cohort_id && old != Some(&one.cohort_id) && !counts.succeeded.contains(&one.cohort_id)
+        });
+        u32::try_from(counted.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether a seed has, or waits for, a seat in a cohort.
+    pub(super) fn has(&self, seat: &str, service: &Did, cohort_id: &CohortId) -> bool {
+        let counts = self.counts();
+        counts.joined.iter().any(|one| one.seat == seat && one.service == *service && one.cohort_id == *cohort_id)
+    }
+
+    /// A successor of a cohort is known.
+    pub(super) async fn is_succeeded(&self, cohort_id: &CohortId) -> Result<(), String> {
+        let mut counts = self.counts().clone();
+        if counts.succeeded.insert(cohort_id.clone()) {
+            self.keep(counts).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a successor of a cohort is known.
+    pub(super) fn has_successor(&self, cohort_id: &CohortId) -> bool {
+        self.counts().succeeded.contains(cohort_id)
     }
 
     pub(super) async fn joins(&self, seat: &str, service: &Did, cohort_id: &CohortId) -> Result<(), String> {
@@ -128,12 +154,18 @@ mod tests {
         state.close().await;
         let state = State::open(dir.path()).unwrap();
         let tally = Tally::open(&state, Clock::system()).await.unwrap();
-        assert_eq!(tally.others("home", &service, &cohort("b")), 1);
-        assert_eq!(tally.others("home", &service, &cohort("a")), 0, "the cohort itself");
-        assert_eq!(tally.others("work", &service, &cohort("b")), 0, "another seed");
+        assert_eq!(tally.others("home", &service, &cohort("b"), None), 1);
+        assert_eq!(tally.others("home", &service, &cohort("b"), Some(&cohort("a"))), 0, "its successor");
+        assert_eq!(tally.others("home", &service, &cohort("a"), None), 0, "the cohort itself");
+        assert_eq!(tally.others("work", &service, &cohort("b"), None), 0, "another seed");
+        assert!(tally.has("home", &service, &cohort("a")) && !tally.has("work", &service, &cohort("a")));
         assert_eq!((tally.signed_today(&cohort("a")), tally.signed_today(&cohort("b"))), (1, 0));
+        assert!(!tally.has_successor(&cohort("a")));
+        tally.is_succeeded(&cohort("a")).await.unwrap();
+        assert!(tally.has_successor(&cohort("a")));
+        assert_eq!(tally.others("home", &service, &cohort("c"), None), 0, "it has a successor");
         tally.leaves(&cohort("a")).await.unwrap();
-        assert_eq!(tally.others("home", &service, &cohort("b")), 0);
+        assert!(!tally.has("home", &service, &cohort("a")));
         state.close().await;
     }
 }

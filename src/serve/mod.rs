@@ -375,11 +375,15 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     let health = actix_rt::spawn(health.watch());
     let (of_standing, standing_printer, of_alarms) = (service.clone(), printer.clone(), alarms.clone());
+    let poll = match &config.coins {
+        Coins::Chain(chain) => Some(chain.poll),
+        Coins::Offline => None,
+    };
     let is_standing = standing.is_some();
     let standing = async move {
         match standing {
             Some((standing, notices)) => {
-                standing::run(&standing, &of_standing, notices, &of_alarms, &standing_printer).await
+                standing::run(&standing, &of_standing, notices, &of_alarms, &standing_printer, poll).await
             }
             None => std::future::pending().await,
         }

@@ -1,10 +1,16 @@
-//! `serve --standing`: one standing cohort, which announces for years.
+//! `serve --standing`: one standing cohort, which announces for years, and its successor.
 
-use std::sync::Arc;
+mod migration;
+
+use std::{sync::Arc, time::Duration};
 
 use ::bitcoin::TxOut;
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::MissedTickBehavior,
+};
 
+use self::migration::{Migrations, successor_of, wanted};
 use super::{ChainConfig, Coins, ServeConfig, admission::AdmissionRules, alarm::Alarms};
 use crate::{
     actors::{
@@ -16,7 +22,10 @@ use crate::{
     bitcoin::chain::Chain,
     error::ProgramError,
     events::Printer,
-    protocol::cohort::standing::{Absent, Mode, OpportunityKind, StandingTerms, announcement_vsize},
+    protocol::{
+        cohort::standing::{Absent, Mode, OpportunityKind, StandingTerms, announcement_vsize},
+        id::CohortId,
+    },
     standing::{
         operator::{Fees, StandingOperator},
         resolver::Resolver,
@@ -32,7 +41,12 @@ pub struct StandingConfig {
     pub terms: StandingTerms,
     /// The operator's own output in every announcement.
     pub output: Option<TxOut>,
+    /// The cohort of this service that it succeeds.
+    pub succeeds: Option<CohortId>,
 }
+
+/// How often the service looks whether a migration goes on, without a chain.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What the service needs for it.
 pub(super) fn settings(
@@ -103,11 +117,16 @@ fn explain(terms: &StandingTerms, printer: &Printer) {
 
 /// Opens a number because the operator asks for it.
 async fn open(service: &Service, request: Request, printer: &Printer) {
-    let (signal, kind) = match request {
-        Request::Open => ("SIGUSR1", OpportunityKind::Announcement),
-        Request::Refresh => ("SIGUSR2", OpportunityKind::Refresh),
-    };
-    for cohort in service.standing_cohorts().await {
+    let cohorts = service.standing_cohorts().await;
+    for cohort in &cohorts {
+        let (signal, kind) = match request {
+            Request::Open => {
+                let machine = cohort.inspect().await;
+                let Some(kind) = machine.and_then(|machine| wanted(&machine, cohorts.len())) else { continue };
+                ("SIGUSR1", kind)
+            }
+            Request::Refresh => ("SIGUSR2", OpportunityKind::Refresh),
+        };
         if let Err(error) = cohort.open_now(kind).await {
             let reason = match &error {
                 StandingError::Refused(reject) => reject.detail.clone(),
@@ -118,30 +137,57 @@ async fn open(service: &Service, request: Request, printer: &Printer) {
     }
 }
 
-/// Runs the cohort until the service stops: continues the one in the journal, or advertises one.
-pub(super) async fn run(
-    standing: &StandingConfig,
-    service: &Service,
-    mut notices: broadcast::Receiver<Arc<StandingNotice>>,
-    alarms: &Alarms,
-    printer: &Printer,
-) -> Result<bool, ProgramError> {
-    let mut requests = Requests::new();
-    explain(&standing.terms, printer);
+/// Advertises the cohort of these terms, or its successor, unless it runs already.
+async fn advertise(standing: &StandingConfig, service: &Service) -> Result<(), ProgramError> {
+    let terms = standing.terms.clone();
     let running = service.standing_cohorts().await;
-    if running.is_empty() {
-        let opened = service.open_standing(standing.terms.clone()).await;
-        opened.map_err(|error| ProgramError::Usage(format!("the terms of the standing cohort: {error}")))?;
-    }
-    for cohort in &running {
+    let opened = match &standing.succeeds {
+        None if running.is_empty() => service.open_standing(terms).await,
+        None => return Ok(()),
+        Some(old) if successor_of(service, old).await.is_some() => return Ok(()),
+        Some(old) => match running.iter().find(|cohort| cohort.id() == old) {
+            Some(old) => service.open_successor(terms, old).await,
+            None => {
+                let problem = format!("--succeeds {old}: no such cohort is in the state directory");
+                return Err(ProgramError::Usage(problem));
+            }
+        },
+    };
+    let problem = |error| ProgramError::Usage(format!("the terms of the standing cohort: {error}"));
+    opened.map(drop).map_err(problem)
+}
+
+/// Reports cohorts that continue on other terms than these. A cohort that has a successor is to have others.
+async fn compare(standing: &StandingConfig, service: &Service, printer: &Printer) {
+    for cohort in service.standing_cohorts().await {
         let machine = cohort.inspect().await;
-        if machine.is_some_and(|machine| *machine.config().terms != standing.terms) {
+        if machine.is_some_and(|machine| *machine.config().terms != standing.terms)
+            && successor_of(service, cohort.id()).await.is_none()
+        {
             printer.warn(&format!(
                 "cohort {} continues on the terms that it was advertised with: they are fixed for the life of its address",
                 cohort.id()
             ));
         }
     }
+}
+
+/// Runs the cohort until the service stops: continues what is in the journal, or advertises one. `poll` is the time between two looks at
+/// the chain.
+pub(super) async fn run(
+    standing: &StandingConfig,
+    service: &Service,
+    mut notices: broadcast::Receiver<Arc<StandingNotice>>,
+    alarms: &Alarms,
+    printer: &Printer,
+    poll: Option<Duration>,
+) -> Result<bool, ProgramError> {
+    let mut requests = Requests::new();
+    explain(&standing.terms, printer);
+    advertise(standing, service).await?;
+    compare(standing, service, printer).await;
+    let (mut migrations, mut looks) = (Migrations::default(), tokio::time::interval(poll.unwrap_or(LOOK)));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let notice = tokio::select! {
             notice = notices.recv() => notice,
@@ -149,9 +195,14 @@ pub(super) async fn run(
                 open(service, request, printer).await;
                 continue;
             }
+            _ = looks.tick() => {
+                migrations.look(service, printer).await;
+                continue;
+            }
         };
         match notice {
             Ok(notice) => {
+                migrations.notice(&notice);
                 alarms.standing(&notice, text(&notice));
                 if let StandingNotice::StandingHalted { cohort_id, reason } = &*notice {
                     printer.notice(&*notice, text(&notice));

@@ -1,6 +1,6 @@
 //! Fetches what a standing cohort has announced from a service over HTTP: for DIDs that have left it, and for those whose seat is gone.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ::bitcoin::Txid;
 use reqwest::{Client, StatusCode, Url, header::AUTHORIZATION, redirect};
@@ -102,7 +102,7 @@ struct Proof {
 /// The seat that had registered the DIDs, for proofs of their leaves.
 pub struct OwnSeat {
     /// The secret from which its keys and nonces follow.
-    pub seed: SeatSeed,
+    pub seed: Arc<SeatSeed>,
     /// The network.
     pub network: Network,
     /// The signed updates of its DIDs.
@@ -223,7 +223,7 @@ impl HistoryClient {
             for listed in &list.announcements {
                 // What can never be mined needs no data; a refresh announces nothing.
                 let Some(signal) = listed.signal.filter(|_| listed.state != "void") else { continue };
-                if listed.kind != OpportunityKind::Announcement {
+                if !listed.kind.announces() {
                     continue;
                 }
                 fetched.announcements += 1;

@@ -86,6 +86,14 @@ impl Sidecars {
         self.data.lock().unwrap_or_else(PoisonError::into_inner).get(did).cloned()
     }
 
+    /// Whether nothing but the genesis document is known of a DID, which a service gets anyway.
+    pub(super) fn is_empty(&self, did: &Did) -> bool {
+        let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_empty =
+            |sidecar: &Value| LISTS.iter().all(|list| sidecar[*list].as_array().is_none_or(Vec::is_empty));
+        data.get(did).is_none_or(is_empty)
+    }
+
     /// Adds what one announcement has of a DID, and an update of it.
     ///
     /// # Errors

@@ -60,6 +60,11 @@ pub trait UpdateSource: Send + Sync {
     /// Whether there is an update that may follow on that version, as far as is known before the document is.
     fn follows(&self, index: &DidIndex, version: u64) -> bool;
 
+    /// Whether an update of the DID is on its way elsewhere, by its Singleton beacon: no other one is submitted meanwhile.
+    fn is_elsewhere(&self, _: &DidIndex) -> bool {
+        false
+    }
+
     /// The updates of a DID that are known here, also those that are announced already.
     fn of(&self, index: &DidIndex) -> Vec<SignedUpdate>;
 }

@@ -54,6 +54,8 @@ mod logs;
 mod member_backup;
 mod member_costs;
 #[cfg(unix)]
+mod member_drills;
+#[cfg(unix)]
 mod member_policy;
 #[cfg(unix)]
 mod member_queue;

@@ -137,6 +137,8 @@ struct Known {
     reported: Option<Instant>,
     /// Whether the last notification was that it cannot be reached.
     unreachable: bool,
+    /// Whether it was reached since then.
+    reached: bool,
 }
 
 impl Default for Contacts {
@@ -176,17 +178,35 @@ impl Contacts {
         Some(format!("{}: {}", latest.0.0, latest.1.problem))
     }
 
+    /// Whether a peer can be reached: `Err` has the problem of what it is read by, `None` if that is not known yet. Messages to it do not count:
+    /// there may be none for long.
+    pub fn reachability(&self, peer: &str) -> Option<Result<(), String>> {
+        let known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_read = |purpose: Purpose| purpose != Purpose::Messages;
+        let same = |other: &str| other.trim_end_matches('/') == peer.trim_end_matches('/');
+        let of_peer = known.iter().filter(|((other, purpose), _)| same(other) && is_read(*purpose));
+        let mut reachable = None;
+        for (_, known) in of_peer {
+            if known.unreachable && !known.reached {
+                return Some(Err(known.problem.clone()));
+            }
+            reachable = known.reached.then_some(Ok(())).or(reachable);
+        }
+        reachable
+    }
+
     /// An attempt failed. The peers are those of the configuration, so there are few.
     pub(crate) fn failed(&self, peer: &str, purpose: Purpose, problem: &str) {
         let problem = shown(problem);
         let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.entry((peer.to_owned(), purpose)).or_default();
+        known.reached = false;
         let lately = known.reported.is_some_and(|reported| reported.elapsed() < REPEAT);
         if lately && known.problem == problem {
             return;
         }
         known.reported = Some(Instant::now());
-        known.unreachable = true;
+        (known.unreachable, known.reached) = (true, false);
         known.problem.clone_from(&problem);
         let advice = advice(&problem);
         // There need not be a subscriber.
@@ -220,7 +240,8 @@ impl Contacts {
     pub(crate) fn reached(&self, peer: &str, purpose: Purpose) {
         self.0.answered.send_replace(true);
         let mut known = self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = known.get_mut(&(peer.to_owned(), purpose)) else { return };
+        let known = known.entry((peer.to_owned(), purpose)).or_default();
+        known.reached = true;
         if std::mem::take(&mut known.unreachable) {
             let _ = self.0.notices.send(ContactNotice::Reached { peer: peer.to_owned(), purpose });
         }
@@ -311,6 +332,21 @@ mod tests {
         contacts.reached("https://x", Purpose::Adverts);
         contacts.first().await;
         assert_eq!(contacts.problem(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_is_reachable_when_everything_that_is_read_is() {
+        let contacts = Contacts::default();
+        assert_eq!(contacts.reachability("https://x"), None);
+        contacts.reached("https://x/", Purpose::Adverts);
+        assert_eq!(contacts.reachability("https://x"), Some(Ok(())));
+        contacts.failed("https://x/", Purpose::Messages, "gone");
+        assert_eq!(contacts.reachability("https://x"), Some(Ok(())), "nothing may have to be sent for long");
+        contacts.failed("https://x/", Purpose::Inbox, "gone");
+        assert_eq!(contacts.reachability("https://x"), Some(Err("gone".to_owned())));
+        contacts.reached("https://x/", Purpose::Inbox);
+        assert_eq!(contacts.reachability("https://x"), Some(Ok(())));
+        assert_eq!(contacts.reachability("https://y"), None);
     }
 
     #[tokio::test(start_paused = true)]

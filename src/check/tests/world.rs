@@ -193,6 +193,7 @@ impl World {
             vault: Some(&self.vault),
             backup: Some(&self.backup),
             keys: self.keys.as_deref(),
+            member: None,
         }
     }
 

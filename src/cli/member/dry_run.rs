@@ -10,7 +10,7 @@ use super::{MemberFailure, settings};
 use crate::{
     error::ProgramError,
     inputs,
-    member::policy::{Offer, Policy, SignRequest, Verdict},
+    member::policy::{MoveRequest, Offer, Policy, SignRequest, Verdict},
     protocol::{cohort::standing::StandingTerms, did::Did, id::CohortId, text::shown},
 };
 
@@ -19,10 +19,11 @@ pub(super) struct DryRunArgs {
     /// The TOML file of `member`
     #[arg(long, value_name = "FILE", env = "BTCR2_MEMBER_CONFIG")]
     config: PathBuf,
-    /// An advert: JSON with `terms`, and `service` and `cohortId` if they are known
+    /// An advert: JSON with `terms`, and `service` and `cohortId` if they are known. With `succeeds` it counts as the successor of a cohort in
+    /// which the agent has a seat
     #[arg(long, value_name = "FILE", required_unless_present = "request", conflicts_with = "request")]
     advert: Option<PathBuf>,
-    /// A request to sign, as `member pending --json` shows it and a hook gets it
+    /// A request to sign or to move, as `member pending --json` shows it and a hook gets it
     #[arg(long, value_name = "FILE")]
     request: Option<PathBuf>,
     /// With --advert: in how many other cohorts of the service there are seats already
@@ -42,6 +43,8 @@ struct Advert {
     #[serde(default)]
     cohort_id: Option<CohortId>,
     terms: StandingTerms,
+    #[serde(default)]
+    succeeds: Option<Value>,
 }
 
 fn usage(problem: impl std::fmt::Display) -> MemberFailure {
@@ -68,9 +71,17 @@ pub(super) fn dry_run(args: &DryRunArgs) -> Result<(), MemberFailure> {
             if let Some(found) = value.get_mut("request").map(Value::take) {
                 value = found;
             }
-            let request: SignRequest =
-                serde_json::from_value(value).map_err(|error| usage(format!("{}: {error}", path.display())))?;
-            ("sign", policy.on_request(&request))
+            let wrong = |error: serde_json::Error| usage(format!("{}: {error}", path.display()));
+            match value.get("successor") {
+                Some(_) => {
+                    let request: MoveRequest = serde_json::from_value(value).map_err(wrong)?;
+                    ("move", policy.on_move(&request))
+                }
+                None => {
+                    let request: SignRequest = serde_json::from_value(value).map_err(wrong)?;
+                    ("sign", policy.on_request(&request))
+                }
+            }
         }
         (None, None) => return Err(usage("--advert FILE or --request FILE expected")),
     };
@@ -106,5 +117,7 @@ pub(super) fn dry_run(args: &DryRunArgs) -> Result<(), MemberFailure> {
 fn on_advert(policy: &Policy, advert: &Advert, cohorts: u32) -> Result<Verdict, MemberFailure> {
     let unknown = CohortId::parse("unknown").map_err(usage)?;
     let cohort_id = advert.cohort_id.as_ref().unwrap_or(&unknown);
-    Ok(policy.on_offer(&Offer { service: advert.service.as_ref(), cohort_id, terms: &advert.terms, cohorts }))
+    let succeeds = advert.succeeds.as_ref().is_some_and(|succeeds| !succeeds.is_null());
+    let (service, terms) = (advert.service.as_ref(), &advert.terms);
+    Ok(policy.on_offer(&Offer { service, cohort_id, terms, cohorts, succeeds }))
 }

@@ -1,6 +1,7 @@
 //! `member`: the agent of a controller in standing cohorts, and the commands that talk to it.
 
 mod dry_run;
+mod leave;
 mod mint;
 mod settings;
 mod show;
@@ -9,7 +10,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 
-use super::{ChainArg, Failure, WRONG_CALL, fail};
+use super::{ChainArg, Failure, WRONG_CALL, fail, singleton::SingletonFailure};
 use crate::{
     error::ProgramError,
     events::Printer,
@@ -24,6 +25,9 @@ Examples:
   Put an update into the queue, and see how far it is; both also work while no agent runs:
     btcr2-aggregation update did:btcr2:k1q... rotate-key --identity dids/alice.id --chain ... --queue member.state
     btcr2-aggregation member queue --state member.state
+  All DIDs leave a cohort, by its next announcement; and a DID whose cohort is dead leaves it by its own Singleton beacon:
+    btcr2-aggregation member leave --all --cohort ID --state member.state
+    btcr2-aggregation member rescue did:btcr2:x1q... --out rescue.json --chain ... --send --wait --state member.state
   Three new DIDs at no cost, in the cohort in which the agent has a seat:
     btcr2-aggregation member mint --state member.state --count 3
 
@@ -87,6 +91,10 @@ enum MemberCommand {
     DryRun(dry_run::DryRunArgs),
     /// Wait until the agent has a seat in a cohort that has formed, and print its beacon
     Enrol(mint::EnrolArgs),
+    /// Take DIDs out of a cohort: an update removes its beacon, or puts that of another cohort in its place; then they are unregistered
+    Leave(leave::LeaveArgs),
+    /// Save a DID whose cohort is dead: the update that takes its beacon out, for the DID's own Singleton beacon
+    Rescue(leave::RescueArgs),
     /// Make EXTERNAL DIDs that begin with the cohort's beacon, register them, and print those that are registered
     Mint(mint::MintArgs),
 }
@@ -98,6 +106,8 @@ enum MemberFailure {
     Program(#[from] ProgramError),
     #[error(transparent)]
     Agent(#[from] OfflineError),
+    #[error(transparent)]
+    Singleton(#[from] SingletonFailure),
     #[error("{0}")]
     Failed(String),
 }
@@ -106,6 +116,7 @@ impl Failure for MemberFailure {
     fn status(&self) -> u8 {
         match self {
             Self::Program(error) => error.status(),
+            Self::Singleton(error) => error.status(),
             Self::Agent(OfflineError::NotAMember(_)) => WRONG_CALL,
             Self::Agent(_) | Self::Failed(_) => 1,
         }
@@ -122,8 +133,8 @@ pub(super) fn main(args: MemberArgs) -> ExitCode {
         let outcome = settings::config(&given).and_then(run);
         return outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
     };
-    let outcome = super::block_on(async {
-        match command {
+    let outcome: Result<ExitCode, MemberFailure> = super::block_on(async {
+        let done = match command {
             MemberCommand::Status(args) => show::status(&args).await,
             MemberCommand::Queue(args) => show::queue(args).await,
             MemberCommand::Cancel(args) => show::cancel(args).await,
@@ -135,10 +146,13 @@ pub(super) fn main(args: MemberArgs) -> ExitCode {
             MemberCommand::DryRun(args) => dry_run::dry_run(&args),
             MemberCommand::Enrol(args) => mint::enrol(&args).await,
             MemberCommand::Mint(args) => mint::mint(args).await,
-        }
+            MemberCommand::Leave(args) => leave::leave(args).await,
+            MemberCommand::Rescue(args) => return leave::rescue(args).await,
+        };
+        done.map(|()| ExitCode::SUCCESS)
     });
     crate::output::status(match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => fail(&error),
     })
 }

@@ -25,7 +25,7 @@ use crate::{
     join::ChainQuestions,
     member::{
         BackupSettings, MemberConfig, SIDECARS, SeatSettings, ServiceSettings,
-        policy::{Joining, Otherwise, Policy, Signing},
+        policy::{Joining, Moving, Otherwise, Policy, Signing},
     },
     passphrase,
     protocol::{
@@ -112,10 +112,13 @@ struct PolicyFile {
     accept_blind: Option<bool>,
     otherwise: Otherwise,
     join: Joining,
+    #[serde(rename = "move")]
+    moving: Moving,
     sign: Signing,
     timeout: Option<Period>,
     announcements_per_day: Option<u32>,
     updates_per_did_per_day: Option<u32>,
+    silence: Option<Period>,
     hook: Vec<String>,
 }
 
@@ -161,10 +164,12 @@ impl PolicyFile {
             most_cohorts: self.most_cohorts.unwrap_or(usual.most_cohorts),
             otherwise: self.otherwise,
             join: self.join,
+            moving: self.moving,
             sign: self.sign,
             timeout: self.timeout.map_or(usual.timeout, |period| period.0),
             most_announcements_per_day: self.announcements_per_day,
             most_updates_per_day: self.updates_per_did_per_day,
+            silence: self.silence.map_or(usual.silence, |period| period.0),
             hook: self.hook,
         }
     }

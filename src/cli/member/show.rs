@@ -52,7 +52,7 @@ pub(super) struct LogArgs {
 }
 
 /// A field as text, escaped for a terminal.
-fn field(value: &Value, name: &str) -> String {
+pub(super) fn field(value: &Value, name: &str) -> String {
     match value.get(name) {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => shown(text).into_owned(),
@@ -60,7 +60,7 @@ fn field(value: &Value, name: &str) -> String {
     }
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+pub(super) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
@@ -87,6 +87,16 @@ pub(super) async fn status(args: &StateArgs) -> Result<(), MemberFailure> {
                 field(cohort, "registered"),
                 field(cohort, "mayBeAnnounced")
             );
+            if cohort["successor"].is_string() {
+                let moved = if cohort["hasMoved"] == true { "has moved" } else { "moves" };
+                out!("          {moved} to cohort {}", field(cohort, "successor"));
+            }
+            if cohort["former"].as_u64().is_some_and(|former| former > 0) {
+                out!(
+                    "          {} DIDs have left: what is announced later is fetched for them too",
+                    field(cohort, "former")
+                );
+            }
         }
     }
     let counts = status["queue"].as_object().into_iter().flatten();
@@ -94,6 +104,12 @@ pub(super) async fn status(args: &StateArgs) -> Result<(), MemberFailure> {
     out!("queue     {}", if counts.is_empty() { "empty".to_owned() } else { counts.join(", ") });
     if status["running"] == true {
         out!("pending   {}", field(&status, "pending"));
+        if status["leaving"].as_u64().is_some_and(|leaving| leaving > 0) {
+            out!("leaving   {} DIDs", field(&status, "leaving"));
+        }
+        for silent in list(&status["silent"]) {
+            out!("silent    the service {}: {}", field(silent, "service"), field(silent, "problem"));
+        }
         match status["backupAgeSeconds"].as_u64() {
             Some(age) => out!("backup    {} s old", age),
             None => out!("backup    none: `vault backup FILE`"),
@@ -212,7 +228,14 @@ pub(super) async fn dids(args: &StateArgs) -> Result<(), MemberFailure> {
         let cohorts: Vec<String> =
             list(&did["registeredIn"]).filter_map(Value::as_str).map(str::to_owned).collect();
         let cohorts = if cohorts.is_empty() { "not registered".to_owned() } else { cohorts.join(", ") };
-        out!("{}  seat {}  {}", field(did, "did"), field(did, "seat"), shown(&cohorts));
+        let mut line = format!("{}  seat {}  {}", field(did, "did"), field(did, "seat"), shown(&cohorts));
+        for exit in list(&did["exits"]) {
+            line.push_str(&format!("  {} {}", field(exit, "step"), field(exit, "cohortId")));
+        }
+        for gap in list(&did["incomplete"]) {
+            line.push_str(&format!("  data incomplete: {}", field(gap, "problem")));
+        }
+        out!("{line}");
     }
     Ok(())
 }

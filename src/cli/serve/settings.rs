@@ -12,7 +12,7 @@ use crate::{
     cli::{Events, singleton::SatPerVb},
     config::{Period, Span, settings},
     inputs,
-    protocol::{key::XOnlyKey, network::Network},
+    protocol::{id::CohortId, key::XOnlyKey, network::Network},
     serve::OnAlarm,
 };
 
@@ -242,6 +242,12 @@ settings! {
             /// With --standing: the advertised price of each announcement, of each seat, or with /did of each registered DID [default: none]
             #[arg(long, value_name = "PRICE", env = "BTCR2_ANNOUNCEMENT_PRICE", hide_short_help = true)]
             announcement_price: PriceArg,
+            /// With --standing: the cohort of this service that the new one succeeds, by its identifier
+            ///
+            /// The new cohort has the terms of this call. When it has formed and every DID is registered there, the old one moves: its last
+            /// announcement lists the new address, and pays its change there. See docs/standing.md, "Migration and exit".
+            #[arg(long, value_name = "COHORT", env = "BTCR2_SUCCEEDS", allow_hyphen_values = true)]
+            succeeds: CohortId,
         }
         "Timing" {
             /// How long a cohort that has --min-participants waits for more [default: 30s]

@@ -40,6 +40,7 @@ pub(super) fn config(settings: &ServeSettings, network: Network) -> Result<Optio
         settings.operator_output.is_some(),
         settings.enrollment_price.is_some(),
         settings.announcement_price.is_some(),
+        settings.succeeds.is_some(),
     ];
     if settings.standing != Some(true) {
         return match others.contains(&true) {
@@ -123,5 +124,5 @@ pub(super) fn config(settings: &ServeSettings, network: Network) -> Result<Optio
             Some(TxOut { value: Amount::from_sat(output.satoshi), script_pubkey: address.script_pubkey() })
         }
     };
-    Ok(Some(StandingConfig { terms, output }))
+    Ok(Some(StandingConfig { terms, output, succeeds: settings.succeeds.clone() }))
 }

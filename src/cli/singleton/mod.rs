@@ -12,7 +12,7 @@ use std::{
 };
 
 use ::bitcoin::{Address, Txid, address::NetworkUnchecked};
-use clap::Args;
+use clap::{Args, Parser};
 use serde_json::Value;
 
 use self::values::{CoinText, Kind};
@@ -211,6 +211,20 @@ pub(super) fn main(args: &SingletonArgs) -> ExitCode {
         Ok(status) => status,
         Err(error) => fail(&error),
     }
+}
+
+/// Announces the update of a file, as `singleton` does with these arguments. No state directory of the environment is used: the caller has
+/// recorded the update.
+pub(in crate::cli) async fn announce_file(arguments: &[String]) -> Result<ExitCode, SingletonFailure> {
+    /// The arguments alone.
+    #[derive(Parser)]
+    struct Call {
+        #[command(flatten)]
+        args: SingletonArgs,
+    }
+    let words = std::iter::once("singleton").chain(arguments.iter().map(String::as_str));
+    let call = Call::try_parse_from(words).map_err(|error| SingletonFailure::Refused(error.to_string()))?;
+    run(&SingletonArgs { state: None, secret_env: None, ..call.args }).await
 }
 
 async fn run(args: &SingletonArgs) -> Result<ExitCode, SingletonFailure> {

@@ -15,6 +15,7 @@ use std::{
 };
 
 use age::secrecy::SecretString;
+use serde_json::Value;
 
 pub use self::{continuous::Backups as ContinuousBackups, document::Backup};
 use super::{
@@ -26,6 +27,7 @@ use crate::{
     files::write_new,
     passphrase::{self, DecryptionError},
     protocol::{
+        did::Did,
         hash::{DocumentHash, sha256},
         time::Timestamp,
     },
@@ -109,6 +111,13 @@ async fn places(state: &State) -> Result<(PathBuf, Vec<PathBuf>), BackupError> {
     let value = state.table(tally::TABLE).get(FILES).await?.ok_or_else(not_ours)?;
     let (out, files): (Option<PathBuf>, _) = serde_json::from_slice(&value).map_err(|_| not_ours())?;
     Ok((out.unwrap_or_else(|| state.dir().join(SIDECARS)), files))
+}
+
+/// The Sidecar Data that an agent has of a DID; none where there is no file that can be read.
+pub(super) async fn sidecar(state: &State, did: &Did) -> Option<Value> {
+    let (out, _) = places(state).await.ok()?;
+    let name = format!("{}.json", did.as_str().replace(':', "_"));
+    serde_json::from_slice(&std::fs::read(out.join(name)).ok()?).ok()
 }
 
 /// Writes a backup of a state directory, which another process may use, and verifies it. What it has.

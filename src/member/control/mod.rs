@@ -109,6 +109,37 @@ pub enum Request {
         #[serde(default)]
         no_singleton: bool,
     },
+    /// Take DIDs out of a cohort: by an update that it announces.
+    Leave {
+        /// The DIDs.
+        #[serde(default)]
+        dids: Vec<Did>,
+        /// All that are registered there.
+        #[serde(default)]
+        all: bool,
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The cohort whose beacon takes the place of the other.
+        #[serde(default)]
+        to: Option<CohortId>,
+    },
+    /// Prepare the update that takes a DID out of a dead cohort, for its Singleton beacon.
+    Rescue {
+        /// The DID.
+        did: Did,
+        /// The cohort; the only one whose beacon the document lists, if there is one.
+        #[serde(default)]
+        cohort_id: Option<CohortId>,
+        /// Its address, with the cohort, where there is no seat in it any more.
+        #[serde(default)]
+        address: Option<String>,
+        /// The cohort whose beacon takes the place of the other.
+        #[serde(default)]
+        to: Option<CohortId>,
+        /// The update that was submitted to a cohort, in place of a new one.
+        #[serde(default)]
+        pending: bool,
+    },
 }
 
 /// The socket of a state directory.

@@ -105,8 +105,11 @@ async fn on_state(state: &State, request: Request) -> Result<Value, OfflineError
             backup::record(state, at).await?;
             json!({})
         }
-        Request::Approve { .. } | Request::Reject { .. } | Request::Dids | Request::Mint { .. } => {
-            return Err(OfflineError::NeedsAgent);
-        }
+        Request::Approve { .. }
+        | Request::Reject { .. }
+        | Request::Dids
+        | Request::Mint { .. }
+        | Request::Leave { .. }
+        | Request::Rescue { .. } => return Err(OfflineError::NeedsAgent),
     })
 }

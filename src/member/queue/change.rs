@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::protocol::{patch::Patch, update::Edit};
+use crate::{
+    controller::address_change::AddressChange,
+    protocol::{patch::Patch, update::Edit},
+};
 
 /// A change of a document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +24,14 @@ pub enum Change {
         patch: Value,
         /// What each operation had at its path (`from` of a move or a copy), in the document for which it was written.
         was: Vec<Option<Value>>,
+    },
+    /// Each service at an address is one at another, or is removed.
+    Address {
+        /// The address of the beacon that is left.
+        from: String,
+        /// Address and type of the beacon in its place.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<(String, String)>,
     },
     /// A signed update from elsewhere, of which no other is made.
     Signed,
@@ -88,6 +99,11 @@ impl Change {
         match self {
             Self::Edit { change } => change.patch(document).map_err(|error| ChangeError::Edit(error.to_string())),
             Self::Signed => Err(ChangeError::Signed),
+            Self::Address { from, to } => {
+                let to = to.as_ref().map(|(address, beacon_type)| (address.as_str(), beacon_type.as_str()));
+                let patch = AddressChange { from, to }.patch(document);
+                patch.ok_or_else(|| ChangeError::Edit(format!("the document does not list {from}")))
+            }
             Self::Patch { patch, was } => {
                 let now = found(document, patch)?;
                 let moved = now.iter().zip(was).position(|((_, now), was)| now != was);

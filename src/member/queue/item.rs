@@ -111,6 +111,9 @@ pub struct Item {
     pub stage: Stage,
     /// Whether this very update was submitted: no other one of its version is, until the chain shows one.
     pub may_be_announced: bool,
+    /// Whether the DID's own Singleton beacon announces it: it is submitted to no cohort.
+    #[serde(default)]
+    pub by_singleton: bool,
     /// Where it was submitted last.
     pub place: Option<Place>,
     /// Why it is refused, or waits.
@@ -144,6 +147,9 @@ impl Item {
             "addedAt": self.added_at.to_date(),
             "changedAt": self.changed_at.to_date(),
         });
+        if self.by_singleton {
+            shown["bySingleton"] = json!(true);
+        }
         if let Some(place) = &self.place {
             shown["cohortId"] = json!(place.cohort_id);
             shown["number"] = json!(place.number);

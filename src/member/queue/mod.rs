@@ -157,6 +157,19 @@ impl Queue {
     /// # Errors
     /// [`QueueError`]. The same update again gives the item that it has already.
     pub async fn add(&self, new: NewItem) -> Result<Item, QueueError> {
+        self.insert(new, false).await
+    }
+
+    /// Adds an update that the DID's own Singleton beacon announces: from now on it may be announced, and no other one of its version is
+    /// submitted.
+    ///
+    /// # Errors
+    /// [`QueueError`], as for [`Self::add`].
+    pub async fn add_by_singleton(&self, new: NewItem) -> Result<Item, QueueError> {
+        self.insert(new, true).await
+    }
+
+    async fn insert(&self, new: NewItem, by_singleton: bool) -> Result<Item, QueueError> {
         let refuse = |problem: &str| QueueError::Refused(problem.to_owned());
         let version = new.update.target_version().ok_or_else(|| refuse("the update has no targetVersionId"))?;
         let of = new.update.value().pointer("/proof/invocationTarget").and_then(serde_json::Value::as_str);
@@ -186,13 +199,14 @@ impl Queue {
             update: new.update,
             version,
             allow_risky: new.allow_risky,
-            stage: Stage::Queued,
-            may_be_announced: false,
+            stage: if by_singleton { Stage::Submitted } else { Stage::Queued },
+            may_be_announced: by_singleton,
+            by_singleton,
             place: None,
             reason: None,
             rebuilt: 0,
             added_at: now,
-            submitted_at: None,
+            submitted_at: by_singleton.then_some(now),
             changed_at: now,
         };
         self.keep(vec![item.clone()]).await?;
@@ -337,10 +351,18 @@ impl Queue {
         .await
     }
 
-    /// The DIDs of which an update waits.
+    /// The DIDs of which an update waits for a number.
     pub fn waiting(&self) -> BTreeSet<DidIndex> {
         let items = self.items();
-        items.values().filter(|item| item.stage.is_waiting()).map(|item| did_index(&item.did)).collect()
+        let waiting = items.values().filter(|item| item.stage.is_waiting() && !item.by_singleton);
+        waiting.map(|item| did_index(&item.did)).collect()
+    }
+
+    /// The update of a DID that its own Singleton beacon announces, and that resolvers do not return yet.
+    pub fn by_singleton(&self, index: &DidIndex) -> Option<Item> {
+        let items = self.items();
+        let mut open = items.values().filter(|item| item.by_singleton && !item.stage.is_over());
+        open.find(|item| did_index(&item.did) == *index).cloned()
     }
 
     /// The updates of a DID, also those that are over.

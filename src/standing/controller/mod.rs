@@ -2,6 +2,7 @@
 //! stores what resolvers need of every announcement.
 
 mod moving;
+mod proving;
 mod storing;
 
 use std::{
@@ -12,9 +13,14 @@ use std::{
 
 use async_trait::async_trait;
 
-use self::moving::Moves;
+use self::{moving::Moves, proving::Proofs};
 pub use super::controlled::ControlledDid;
-use super::{resolver::Resolver, sidecars::Sidecars, updates::UpdateSource};
+use super::{
+    history::{Fetched, HistoryClient, HistoryFailure, OwnSeat},
+    resolver::Resolver,
+    sidecars::Sidecars,
+    updates::UpdateSource,
+};
 use crate::{
     actors::standing::{
         notice::SeatNotice,
@@ -23,13 +29,13 @@ use crate::{
             UpdatesAsked, UpdatesChosen,
         },
     },
-    controller::{Current, CurrentError, current::Applied},
+    controller::{Current, CurrentError},
     costs::{CostsError, SeatCosts},
     events::Printer,
     protocol::{
         beacon::did_index,
         cohort::standing::{
-            Board, BoardContent, OpportunityKind, RowAction, StandingBeacon, StandingPolicy, Updates,
+            Board, BoardContent, RowAction, StandingBeacon, StandingPolicy, Updates,
             message::ControlProof,
             seat::{KnownVersions, OwnEntry, SeatUpdate},
         },
@@ -38,7 +44,7 @@ use crate::{
         hash::DidIndex,
         identity::Identity,
         invite::InviteToken,
-        update::{UpdateContext, verify_update},
+        update::{SignedUpdate, UpdateContext, verify_update},
     },
     resolve::Given,
 };
@@ -59,19 +65,10 @@ pub struct StandingController {
     finals: Mutex<BTreeMap<DidIndex, u64>>,
     unstored: Mutex<Unstored>,
     /// By seat and index.
-    proofs: Mutex<BTreeMap<(Did, DidIndex), Proofs>>,
+    proofs: Mutex<Proofs>,
     printer: Printer,
     /// Where it is recorded what announcements cost, if anywhere.
     costs: Option<SeatCosts>,
-}
-
-/// How many updates of a DID other beacons have announced, and how many of them were known when a seat has proven control of it last.
-#[derive(Clone, Copy, Debug, Default)]
-struct Proofs {
-    needed: usize,
-    sent: usize,
-    /// The version of the update that was submitted after that.
-    tried: u64,
 }
 
 /// The boards of which not everything could be stored, by number and seat, with what the seat has put on them.
@@ -167,6 +164,37 @@ impl StandingController {
         self.sidecars.begin(did, document)?;
         self.dids().insert(index, controlled);
         Ok(())
+    }
+
+    /// Adds what resolvers need of an update that another beacon announces.
+    ///
+    /// # Errors
+    /// Why it cannot be stored, in words.
+    pub fn store_update(&self, did: &Did, update: &SignedUpdate) -> Result<(), String> {
+        self.sidecars.add(did, None, Some(update.value()))
+    }
+
+    /// What is known of a DID, as Sidecar Data.
+    pub fn sidecar(&self, did: &Did) -> Option<serde_json::Value> {
+        self.sidecars.get(did)
+    }
+
+    /// One of its DIDs, with the keys that sign for this document.
+    pub fn signer_of(&self, did: &Did, current: &Current) -> Option<ControlledDid> {
+        self.controlled(&did_index(did), current)
+    }
+
+    /// Fetches what resolvers need of the announcements of a cohort for these DIDs.
+    ///
+    /// # Errors
+    /// [`HistoryFailure`].
+    pub async fn fetch(
+        &self,
+        client: &HistoryClient,
+        dids: &[Did],
+        seat: &OwnSeat,
+    ) -> Result<Fetched, HistoryFailure> {
+        client.fetch(dids, &self.sidecars, Some(seat)).await
     }
 
     /// The DIDs.
@@ -289,24 +317,6 @@ impl StandingController {
         Some((version, Some(chosen)))
     }
 
-    /// Whether the service does not know yet what other beacons have announced of the DID since it was registered: it verifies updates, and
-    /// refuses one that does not follow on what it knows.
-    fn must_prove(&self, seat: &SeatView, index: &DidIndex, current: &Current) -> bool {
-        let is_elsewhere = |applied: &&Applied| applied.signal.beacon.address.to_string() != seat.beacon_address;
-        let elsewhere = current.applied.iter().filter(is_elsewhere).count();
-        let mut proofs = self.proofs();
-        let proof = proofs.entry((seat.seat.clone(), *index)).or_default();
-        proof.needed = elsewhere;
-        if elsewhere > 0 && proof.sent >= elsewhere {
-            // Submitted before, and not announced: perhaps the service could not see what was proven.
-            let tried = std::mem::replace(&mut proof.tried, current.version + 1);
-            if tried == current.version + 1 {
-                *proof = Proofs { needed: elsewhere, ..Proofs::default() };
-            }
-        }
-        proof.needed > proof.sent
-    }
-
     /// Stores what a board has of DIDs that were registered after its announcement: no leaf, and in a map what others have.
     ///
     /// # Errors
@@ -323,26 +333,6 @@ impl StandingController {
             self.sidecars.add(did, Some(&data), None)?;
         }
         Ok(())
-    }
-
-    /// The DIDs of which a seat has to prove control once more. They count as proven now.
-    pub fn to_prove(&self, seat: &Did) -> Vec<RowWanted> {
-        let mut wanted = Vec::new();
-        for ((of, index), proof) in self.proofs().iter_mut() {
-            if of == seat
-                && proof.needed > proof.sent
-                && let Some(controlled) = self.dids().get(index)
-            {
-                proof.sent = proof.needed;
-                wanted.push(RowWanted { did: controlled.identity.did().clone(), action: RowAction::Register });
-            }
-        }
-        wanted
-    }
-
-    fn proofs(&self) -> MutexGuard<'_, BTreeMap<(Did, DidIndex), Proofs>> {
-        // Each change is one call.
-        self.proofs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -390,12 +380,7 @@ impl SeatPolicy for StandingController {
             Ok(current) => current,
             Err(error) => {
                 self.warn(did, &format!("its control cannot be proven: {error}"));
-                let of_did = |(key, proof): (&(Did, DidIndex), &mut Proofs)| {
-                    if key.1 == index {
-                        proof.sent = 0
-                    }
-                };
-                self.proofs().iter_mut().for_each(of_did);
+                self.prove_again(&index);
                 return None;
             }
         };
@@ -410,8 +395,8 @@ impl SeatPolicy for StandingController {
         let mut rng = crate::actors::runtime::Randomness::System.for_actor("proof of control");
         let proof = ControlProof { verification_method, signature: key.sign(digest, &mut rng) };
         let genesis_document = controlled.identity.genesis_document().map(|document| (**document).clone());
-        // Without its lists there is nothing that the service does not find itself.
-        let sidecar = self.sidecars.get(did).filter(|_| current.version > 1);
+        // Also of a first version: its genesis document may list an address at which others have announced.
+        let sidecar = self.sidecars.get(did).filter(|_| !self.sidecars.is_empty(did));
         Some(Control { proof, genesis_document, sidecar })
     }
 
@@ -427,7 +412,7 @@ impl SeatPolicy for StandingController {
 
     async fn chooses(&self, seat: &SeatView, asked: &UpdatesAsked) -> UpdatesChosen {
         let mut chosen = UpdatesChosen::default();
-        if asked.opportunity.kind == OpportunityKind::Refresh {
+        if !asked.opportunity.kind.announces() {
             return chosen;
         }
         // A move has updates of its own: another one would not lead to the new address.
@@ -439,8 +424,9 @@ impl SeatPolicy for StandingController {
             Some(changes) => changes,
             None => &*self.updates,
         };
-        let wanted = source.wanted();
-        for index in wanted.iter().filter(|index| asked.indexes.contains(index)) {
+        let mut wanted = source.wanted();
+        wanted.retain(|index| asked.indexes.contains(index) && !self.updates.is_elsewhere(index));
+        for index in &wanted {
             if let Some((version, update)) = self.choose(source, seat, asked, index).await {
                 self.finals().insert(*index, version);
                 chosen.resolved.push((*index, version));
@@ -455,7 +441,10 @@ impl SeatPolicy for StandingController {
     }
 
     async fn leaves_behind(&self, seat: &SeatView, move_to: &MoveTo) -> Vec<DidIndex> {
-        self.not_listed(seat, move_to).await
+        let mut left = self.not_listed(seat, move_to).await;
+        let mine = move_to.indexes.iter().chain(&move_to.others);
+        left.extend(mine.filter(|index| self.updates.is_elsewhere(index)));
+        left
     }
 
     async fn missed(&self, seat: &SeatView, missed: &MissedBoard) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! The update that a controller makes when its cohort moves: it replaces the address of the old beacon by that of the new one.
+//! A controller whose cohort moves: it makes and keeps the address changes of its DIDs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,75 +6,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::StandingController;
 use crate::{
     actors::standing::policy::{MoveTo, SeatView},
-    controller::{Current, Keys},
+    controller::{Current, address_change::AddressChange},
     files::write_whole,
     protocol::{
-        beacon::did_index,
-        cohort::standing::seat::KnownVersions,
-        did::Did,
-        document::{self, beacon_address},
-        hash::DidIndex,
-        update::{SignedUpdate, build_update, sign_update},
+        beacon::did_index, cohort::standing::seat::KnownVersions, document, hash::DidIndex, update::SignedUpdate,
     },
     standing::{controlled::ControlledDid, updates::UpdateSource},
 };
-
-/// What is replaced in a document: the beacon of the old cohort.
-pub(super) struct AddressChange<'a> {
-    /// The address of the old cohort.
-    pub(super) from: &'a str,
-    /// The address of the successor, and the type of its beacon.
-    pub(super) to: &'a str,
-    pub(super) beacon_type: &'a str,
-}
-
-impl AddressChange<'_> {
-    /// The patch of a document: every service at the old address is one at the new one. `None` if there is none.
-    fn patch(&self, document: &Value) -> Option<Value> {
-        let services = document.get("service")?.as_array()?;
-        let at_old = |service: &Value| {
-            service.get("serviceEndpoint").and_then(Value::as_str).and_then(beacon_address) == Some(self.from)
-        };
-        let mut patch = Vec::new();
-        for (at, service) in services.iter().enumerate().filter(|(_, service)| at_old(service)) {
-            let endpoint = format!("bitcoin:{}", self.to);
-            patch.push(
-                json!({ "op": "replace", "path": format!("/service/{at}/serviceEndpoint"), "value": endpoint }),
-            );
-            if service.get("type").and_then(Value::as_str) != Some(self.beacon_type) {
-                patch.push(
-                    json!({ "op": "replace", "path": format!("/service/{at}/type"), "value": self.beacon_type }),
-                );
-            }
-        }
-        (!patch.is_empty()).then_some(Value::Array(patch))
-    }
-
-    /// The signed update of a document of that version; the same bytes each time. `None` if the document does not list the old address.
-    ///
-    /// # Errors
-    /// Why it cannot be made, in words.
-    pub(super) fn of(
-        &self,
-        did: &Did,
-        keys: &Keys,
-        document: &Value,
-        version: u64,
-    ) -> Result<Option<SignedUpdate>, String> {
-        let Some(patch) = self.patch(document) else { return Ok(None) };
-        let update = build_update(document, version, patch).map_err(|error| error.to_string())?;
-        let (method, key) = keys.signer(document, version).map_err(|error| error.to_string())?;
-        // BIP-340 signatures need no randomness. An update that may be announced already has to be made again identically.
-        let mut rng = ChaCha20Rng::from_seed([0; 32]);
-        sign_update(&update, did, &method, key, &mut rng).map(Some).map_err(|error| error.to_string())
-    }
-}
 
 /// The updates that were made: files in a directory of their own, so that they are there after a restart.
 pub(super) struct Moves {
@@ -144,8 +87,7 @@ impl StandingController {
     pub(super) async fn address_changes(&self, seat: &SeatView, move_to: &MoveTo) -> AddressChanges {
         let change = AddressChange {
             from: &seat.beacon_address,
-            to: &move_to.successor.beacon_address,
-            beacon_type: move_to.successor.terms.beacon_type.as_str(),
+            to: Some((&move_to.successor.beacon_address, move_to.successor.terms.beacon_type.as_str())),
         };
         let mut changes = AddressChanges::default();
         for (index, did) in self.indexes().iter().filter(|(index, _)| move_to.indexes.contains(index)) {
@@ -169,8 +111,13 @@ impl StandingController {
         changes
     }
 
+    /// The updates that were made here because cohorts have moved.
+    pub fn address_changes_of(&self, index: &DidIndex) -> Vec<SignedUpdate> {
+        self.moves.of(index)
+    }
+
     /// The updates of a DID that are prepared, and those that were made here.
-    pub(super) fn known_updates(&self, index: &DidIndex) -> Vec<SignedUpdate> {
+    pub fn known_updates(&self, index: &DidIndex) -> Vec<SignedUpdate> {
         let mut known = self.updates.of(index);
         known.extend(self.moves.of(index));
         known
@@ -198,37 +145,17 @@ impl StandingController {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::protocol::{
-        document::{initial_document, lists_beacon},
-        identity::Identity,
-        key::SecretKey,
-        network::Network,
-        update::add_beacon_service_patch,
-    };
 
     #[test]
-    fn every_service_at_the_old_address_is_one_at_the_new_one() {
-        let identity = Identity::from_key(SecretKey::from_bytes(&[7; 32]).unwrap(), Network::Regtest);
-        let (did, keys) = (identity.did().clone(), Keys::of(&identity));
-        let (from, to) = ("bcrt1pold", "bcrt1pnew");
-        let change = AddressChange { from, to, beacon_type: "SMTBeacon" };
-        let first = initial_document(&did, None).unwrap();
-        assert_eq!(change.of(&did, &keys, &first, 1).unwrap(), None, "it does not list the address");
-        let listed = build_update(&first, 1, add_beacon_service_patch(&did, "CASBeacon", from)).unwrap();
-        let document = listed.target_document();
-        let update = change.of(&did, &keys, document, 2).unwrap().unwrap();
-        assert_eq!(update.target_version(), Some(3));
-        let moved = build_update(document, 2, update.value()["patch"].clone()).unwrap();
-        assert!(lists_beacon(moved.target_document(), "SMTBeacon", to));
-        assert!(!lists_beacon(moved.target_document(), "CASBeacon", from));
-        let again = change.of(&did, &keys, document, 2).unwrap().unwrap();
-        assert_eq!(again.hash(), update.hash(), "the identical one");
-        // After a restart it is there.
+    fn an_address_change_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let moves = Moves { dir: dir.path().join("moves") };
-        let index = did_index(&did);
+        let index = DidIndex::from_bytes([1; 32]);
         assert!(moves.of(&index).is_empty());
+        let update = SignedUpdate::from_value(json!({ "patch": [], "targetVersionId": 3, "proof": {} })).unwrap();
         moves.store(&index, 3, &update).unwrap();
         assert_eq!(moves.of(&index)[0].hash(), update.hash());
         assert!(moves.of(&DidIndex::from_bytes([0; 32])).is_empty(), "of another DID");

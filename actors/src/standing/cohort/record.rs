@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use actix::{AsyncContext, Context, WrapFuture};
 use btcr2_aggregation_protocol::{
-    cohort::standing::{
-        OpportunityKind,
-        number::{NumberEnd, NumberTask},
-    },
+    cohort::standing::number::{NumberEnd, NumberTask},
     time::Timestamp,
 };
 
@@ -28,7 +25,7 @@ pub(super) fn announced(task: &NumberTask, end: &NumberEnd, at: Timestamp) -> Op
     Some(Announced {
         number: opportunity.number,
         txid: transaction.compute_txid(),
-        signal: signal_of(transaction).filter(|_| opportunity.kind == OpportunityKind::Announcement),
+        signal: signal_of(transaction).filter(|_| opportunity.kind.announces()),
         kind: opportunity.kind,
         coins: opportunity.coins.clone(),
         board_hash: *board_hash,

@@ -194,11 +194,11 @@ fn a_seat_knows_a_successor_by_its_keys_and_the_service() {
         (costly, RejectCode::UnacceptableTerms),
         (itself, RejectCode::WrongCohort),
     ] {
-        let formed = SuccessorFormed { cohort_id: context.cohort_id.clone(), successor };
+        let formed = SuccessorFormed { cohort_id: context.cohort_id.clone(), successor: Box::new(successor) };
         let decided = old.seats[0].machine.decide(old.now, &SeatInput::Message(formed.into()), &mut old.rng);
         assert_eq!(decided.map_err(|reject| reject.code), Err(expected));
     }
-    let formed = SuccessorFormed { cohort_id: context.cohort_id.clone(), successor: named };
+    let formed = SuccessorFormed { cohort_id: context.cohort_id.clone(), successor: Box::new(named) };
     let input = SeatInput::Message(formed.into());
     assert_eq!(old.seats[0].machine.decide(old.now, &input, &mut old.rng).map(|events| events.len()), Ok(1));
     // What is not known cannot be prepared.
@@ -344,7 +344,7 @@ fn a_cohort_of_another_service_is_no_successor() {
     let other = SecretKey::from_bytes(&[8; 32]).unwrap();
     let old = &mut migration.old;
     let foreign = Successor::sign(&context, &config.cohort_id, &config.terms, &output, &other, &mut old.rng);
-    let formed = SuccessorFormed { cohort_id: context.cohort_id.clone(), successor: foreign };
+    let formed = SuccessorFormed { cohort_id: context.cohort_id.clone(), successor: Box::new(foreign) };
     assert!(old.seats[0].machine.decide(old.now, &SeatInput::Message(formed.into()), &mut old.rng).is_err());
     // Its DIDs move by ordinary announcements of the old cohort, which pay the old address.
     old.wants(0, &[0]);

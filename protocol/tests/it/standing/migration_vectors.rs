@@ -51,7 +51,7 @@ fn the_formats_of_migration_are_as_recorded() {
         terms: new.terms.clone(),
         succeeds: Some(succession.clone()),
     };
-    let formed = SuccessorFormed { cohort_id: context.cohort_id.clone(), successor: successor.clone() };
+    let formed = SuccessorFormed { cohort_id: context.cohort_id.clone(), successor: Box::new(successor.clone()) };
     assert!(succession.is_signed(NETWORK, &old.service, &successor_id));
     assert!(successor.is_signed(context, &key.public_key()));
     let made = json!({

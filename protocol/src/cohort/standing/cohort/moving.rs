@@ -162,7 +162,7 @@ impl StandingCohort {
 
     /// The message that names the successor, for every seat that has not got it yet.
     pub(super) fn successor_message(&self) -> Option<StandingMessage> {
-        let successor = (**self.successor()?).clone();
+        let successor = Box::new((**self.successor()?).clone());
         Some(SuccessorFormed { cohort_id: self.config.cohort_id.clone(), successor }.into())
     }
 

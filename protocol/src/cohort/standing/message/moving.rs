@@ -11,5 +11,5 @@ pub struct SuccessorFormed {
     /// The old cohort.
     pub cohort_id: CohortId,
     /// The successor.
-    pub successor: Successor,
+    pub successor: Box<Successor>,
 }

@@ -78,7 +78,7 @@ impl Seat {
         let Some(seated) = &self.seated else {
             return Err(self.reject(RejectCode::WrongPhase, "the successor of a cohort that has not formed"));
         };
-        let successor = &formed.successor;
+        let successor = &*formed.successor;
         let known = seated.destination.as_ref();
         if known.is_some_and(|known| *known.successor == *successor) {
             return Ok(Vec::new());

@@ -37,10 +37,11 @@ use crate::{
 };
 
 /// The kinds of events that the programs print themselves, beside the notices of actors, announcements and watches.
-pub const PROGRAM_KINDS: [&str; 20] = [
+pub const PROGRAM_KINDS: [&str; 21] = [
     "serving",
     "resolving",
     "metrics",
+    "control",
     "warning",
     "reloaded",
     "terms",
@@ -123,6 +124,20 @@ impl Printer {
     /// The address of the metrics and health server.
     pub fn metrics(&self, url: &str) {
         self.line(&json!({ "event": "metrics", "url": url }), &format!("metrics at {url}/metrics"));
+    }
+
+    /// The socket and the address of the control API.
+    pub(crate) fn controlled(&self, socket: Option<&std::path::Path>, url: Option<&str>) {
+        let mut json = json!({ "event": "control" });
+        let socket = socket.map(|path| path.display().to_string());
+        if let Some(socket) = &socket {
+            json["socket"] = json!(socket);
+        }
+        if let Some(url) = url {
+            json["url"] = json!(url);
+        }
+        let places: Vec<&str> = socket.as_deref().into_iter().chain(url).collect();
+        self.line(&json, &format!("control API at {}", places.join(", ")));
     }
 
     /// A warning for the operator.

@@ -34,35 +34,41 @@ pub struct SharedTableError {
 
 /// The metadata by which a change of another program is detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp(Option<(SystemTime, u64)>);
+pub struct Stamp(Option<(SystemTime, u64)>);
 
 /// The values of the file, by key.
-pub(crate) type Values = BTreeMap<String, Vec<u8>>;
+pub type Values = BTreeMap<String, Vec<u8>>;
 
 /// The result of a read.
-pub(crate) struct Contents {
-    pub(crate) values: Values,
+pub struct Contents {
+    /// The values.
+    pub values: Values,
     /// The number of changes so far.
-    pub(crate) changes: u64,
-    pub(crate) stamp: Stamp,
+    pub changes: u64,
+    /// The stamp of the file.
+    pub stamp: Stamp,
 }
 
 /// Changes of values: `None` removes one.
-pub(crate) type Edits = Vec<(String, Option<Vec<u8>>)>;
+pub type Edits = Vec<(String, Option<Vec<u8>>)>;
 
 /// The database file.
 #[derive(Debug)]
-pub(crate) struct SharedTable {
+pub struct SharedTable {
     path: PathBuf,
 }
 
 impl SharedTable {
-    pub(crate) fn new(path: PathBuf) -> Self {
+    /// The file at `path`, which is created on the first change.
+    pub fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
     /// The current stamp of the file.
-    pub(crate) fn stamp(&self) -> Result<Stamp, SharedTableError> {
+    ///
+    /// # Errors
+    /// [`SharedTableError`] when the system does not show it.
+    pub fn stamp(&self) -> Result<Stamp, SharedTableError> {
         match fs::metadata(&self.path) {
             Ok(metadata) => {
                 let modified = metadata.modified().map_err(|error| self.refuse(error))?;
@@ -74,7 +80,10 @@ impl SharedTable {
     }
 
     /// Reads all values. A file that does not exist is empty.
-    pub(crate) fn read(&self) -> Result<Contents, SharedTableError> {
+    ///
+    /// # Errors
+    /// [`SharedTableError`] when it is not such a file, or cannot be read.
+    pub fn read(&self) -> Result<Contents, SharedTableError> {
         if self.stamp()? == Stamp(None) {
             return Ok(Contents { values: Values::new(), changes: 0, stamp: Stamp(None) });
         }
@@ -89,7 +98,10 @@ impl SharedTable {
 
     /// Changes the file, durably; returns its new stamp and change count. `change` receives all values if the change
     /// count is not `known`.
-    pub(crate) fn change<T>(
+    ///
+    /// # Errors
+    /// [`SharedTableError`] as for [`Self::read`], when it cannot be written, and with the problem that `change` returns.
+    pub fn change<T>(
         &self,
         known: u64,
         change: impl FnOnce(Option<&Values>) -> Result<(Edits, T), String>,
@@ -119,6 +131,55 @@ impl SharedTable {
         Ok((answer, changes, self.stamp()?))
     }
 
+    /// Appends a value under the next number, from 1 on, and returns that number; durable when this returns. Not to be mixed with other
+    /// keys in one file.
+    ///
+    /// # Errors
+    /// As for [`Self::change`].
+    pub fn append(&self, value: impl FnOnce(u64) -> Result<Vec<u8>, String>) -> Result<u64, SharedTableError> {
+        let _lock = self.lock()?;
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            let number = {
+                let mut values = transaction.open_table(VALUES)?;
+                let mut meta = transaction.open_table(META)?;
+                let last = values.last()?.and_then(|(key, _)| number_of(key.value()));
+                let number = last.map_or(1, |last| last.saturating_add(1));
+                let value = value(number).map_err(Problem::Content)?;
+                values.insert(key_of(number).as_bytes(), value.as_slice())?;
+                let changes = count(&meta)? + 1;
+                meta.insert(CHANGES, changes.to_be_bytes().as_slice())?;
+                number
+            };
+            transaction.commit()?;
+            Ok(number)
+        })
+    }
+
+    /// Up to `most` appended values before number `before`, or of all, the last first.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn last(&self, before: Option<u64>, most: usize) -> Result<Vec<(u64, Vec<u8>)>, SharedTableError> {
+        if self.stamp()? == Stamp(None) {
+            return Ok(Vec::new());
+        }
+        let _lock = self.lock()?;
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            let values = transaction.open_table(VALUES)?;
+            let end = key_of(before.unwrap_or(u64::MAX));
+            let mut found = Vec::new();
+            for row in values.range::<&[u8]>(..end.as_bytes())?.rev().take(most) {
+                let (key, value) = row?;
+                if let Some(number) = number_of(key.value()) {
+                    found.push((number, value.value().to_vec()));
+                }
+            }
+            Ok(found)
+        })
+    }
+
     /// Opens the file for one operation. redb reports most damage as an error, but panics on some, and a damaged file
     /// must not crash the caller.
     fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, Problem>) -> Result<T, SharedTableError> {
@@ -143,7 +204,8 @@ impl SharedTable {
         file.and_then(|file| file.lock().map(|()| file)).map_err(|error| self.refuse(error))
     }
 
-    pub(crate) fn refuse(&self, problem: impl ToString) -> SharedTableError {
+    /// The error with this problem of the file.
+    pub fn refuse(&self, problem: impl ToString) -> SharedTableError {
         SharedTableError { path: self.path.display().to_string(), problem: problem.to_string() }
     }
 }
@@ -173,6 +235,15 @@ impl<E: Into<redb::Error>> From<E> for Problem {
     fn from(error: E) -> Self {
         Self::Database(error.into())
     }
+}
+
+/// The key of an appended value: all have the same length, so that their order is that of the numbers.
+fn key_of(number: u64) -> String {
+    format!("{number:020}")
+}
+
+fn number_of(key: &[u8]) -> Option<u64> {
+    std::str::from_utf8(key).ok()?.parse().ok()
 }
 
 fn all(table: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Values, redb::Error> {

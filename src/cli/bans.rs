@@ -14,11 +14,12 @@ use serde_json::{Value, json};
 use super::{Failure, fail, state::time};
 use crate::{
     actors::{
-        bans::{BanBook, BanBookError, Conduct, DefaultBans, Entry, end_of_ban},
+        bans::{BanBook, BanBookError, DefaultBans, Entry, end_of_ban},
         subject::Subject,
         transport::Evidence,
     },
     config::Span,
+    control::views,
     protocol::{
         text::{shown, shown_within},
         time::Timestamp,
@@ -148,7 +149,7 @@ fn list(args: &DirectoryArgs) -> Result<(), BansFailure> {
     let members = book(args)?.list()?;
     let now = timestamp(SystemTime::now());
     if args.json {
-        out!("{}", Value::from_iter(members.iter().map(|(subject, conduct)| summary(subject, conduct, now))));
+        out!("{}", Value::from_iter(members.iter().map(|(subject, conduct)| views::ban(subject, conduct, now))));
         return Ok(());
     }
     out!("{:<20}  {:>8}  WHO", "BANNED UNTIL", "OFFENCES");
@@ -165,8 +166,8 @@ fn show(subject: &Subject, args: &DirectoryArgs) -> Result<(), BansFailure> {
     let conduct = members.get(subject).ok_or_else(|| BansFailure::Unknown(subject.clone()))?;
     let now = timestamp(SystemTime::now());
     if args.json {
-        let mut shown = summary(subject, conduct, now);
-        shown["offences"] = Value::from_iter(conduct.entries.iter().map(offence));
+        let mut shown = views::ban(subject, conduct, now);
+        shown["offences"] = Value::from_iter(conduct.entries.iter().map(views::offence));
         out!("{shown}");
         return Ok(());
     }
@@ -209,7 +210,7 @@ fn add(subject: &Subject, term: &Term, reason: Option<String>, args: &DirectoryA
     }
     book(args)?.add(subject.clone(), end, reason)?;
     if args.json {
-        out!("{}", named(subject, json!({ "banned": true, "until": until_json(end) })));
+        out!("{}", views::named(subject, json!({ "banned": true, "until": views::until(end) })));
     } else {
         out!("{subject} is banned until {}", end_of_ban(end));
     }
@@ -221,52 +222,11 @@ fn lift(subject: &Subject, args: &DirectoryArgs) -> Result<(), BansFailure> {
         return Err(BansFailure::Unknown(subject.clone()));
     }
     if args.json {
-        out!("{}", named(subject, json!({ "banned": false })));
+        out!("{}", views::named(subject, json!({ "banned": false })));
     } else {
         out!("{subject} is admitted again");
     }
     Ok(())
-}
-
-fn summary(subject: &Subject, conduct: &Conduct, now: Timestamp) -> Value {
-    let ban = conduct.ban(now);
-    let summary = json!({
-        "banned": ban.is_some(),
-        "until": ban.map_or(Value::Null, until_json),
-        "reason": conduct.reason,
-        "offences": conduct.entries.len(),
-    });
-    named(subject, summary)
-}
-
-/// Adds the subject: `did`, `address` or `invite`.
-fn named(subject: &Subject, mut about: Value) -> Value {
-    let (field, name) = match subject {
-        Subject::Did(did) => ("did", did.to_string()),
-        Subject::Address(address) => ("address", address.to_string()),
-        Subject::Invite(invite) => ("invite", invite.to_string()),
-    };
-    if let Value::Object(fields) = &mut about {
-        fields.shift_insert(0, field.to_owned(), name.into());
-    }
-    about
-}
-
-fn offence(Entry { offence, cohort_id, number, at, detail, address, invite, evidence }: &Entry) -> Value {
-    let mut shown = json!({
-        "offence": offence, "cohortId": cohort_id, "at": time(*at), "detail": detail, "address": address,
-        "invite": invite, "evidence": evidence,
-    });
-    // Of standing cohorts only.
-    if let Some(number) = number {
-        shown["number"] = json!(number);
-    }
-    shown
-}
-
-/// The end of a ban for machines; `null` when it is permanent.
-pub(super) fn until_json(end: Timestamp) -> Value {
-    if end == Timestamp::NEVER { Value::Null } else { time(end).into() }
 }
 
 /// The name of an offence in JSON.

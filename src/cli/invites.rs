@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Failure,
-    bans::{At, DirectoryArgs, Term, timestamp, until_json},
+    bans::{At, DirectoryArgs, Term, timestamp},
     fail,
     state::time,
 };
@@ -22,10 +22,10 @@ use crate::{
         shared_table::SharedTableError,
     },
     config::Span,
+    control::views,
     protocol::{
         invite::{InviteId, InviteToken},
         text::shown,
-        time::Timestamp,
     },
     storage::INVITES,
 };
@@ -120,7 +120,7 @@ fn new(uses: u32, term: &Term, label: Option<String>, args: &DirectoryArgs) -> R
     book(args)?.add(&token, Invite::new(&token, now, expires, uses, label))?;
     if args.json {
         let (id, token) = (token.id().to_string(), token.reveal());
-        out!("{}", json!({ "invite": id, "token": token, "uses": uses, "expires": until_json(expires) }));
+        out!("{}", json!({ "invite": id, "token": token, "uses": uses, "expires": views::until(expires) }));
     } else {
         out!("{}", token.reveal());
     }
@@ -131,38 +131,20 @@ fn list(args: &DirectoryArgs) -> Result<(), InvitesFailure> {
     let invites = book(args)?.list()?;
     let now = timestamp(SystemTime::now());
     if args.json {
-        let summary = |(id, invite): (&InviteId, &Invite)| {
-            json!({
-                "invite": id.to_string(),
-                "label": invite.label,
-                "state": state(invite, now),
-                "expires": until_json(invite.expires),
-                "uses": invite.uses,
-                "admitted": invite.admitted,
-            })
-        };
-        out!("{}", Value::from_iter(invites.iter().map(summary)));
+        out!("{}", Value::from_iter(invites.iter().map(|(id, invite)| views::invite(id, invite, now))));
         return Ok(());
     }
     out!("{:<16}  {:<8}  {:>11}  {:<20}  LABEL", "INVITE", "STATE", "ADMITTED", "UNTIL");
     for (id, invite) in invites.iter() {
         let admitted = format!("{} of {}", invite.admitted.len(), invite.uses);
         let label = shown(invite.label.as_deref().unwrap_or_default());
-        out!("{id}  {:<8}  {admitted:>11}  {:<20}  {label}", state(invite, now), end_of_ban(invite.expires));
+        out!(
+            "{id}  {:<8}  {admitted:>11}  {:<20}  {label}",
+            views::invite_state(invite, now),
+            end_of_ban(invite.expires)
+        );
     }
     Ok(())
-}
-
-fn state(invite: &Invite, now: Timestamp) -> &'static str {
-    if invite.revoked {
-        "revoked"
-    } else if now >= invite.expires {
-        "expired"
-    } else if invite.admitted.len() >= invite.uses as usize {
-        "used up"
-    } else {
-        "open"
-    }
 }
 
 fn revoke(id: InviteId, args: &DirectoryArgs) -> Result<(), InvitesFailure> {

@@ -5,7 +5,9 @@ mod beacon;
 mod cas;
 mod check;
 mod coins;
+mod control;
 mod cost;
+mod ctl;
 mod demo;
 mod fund;
 mod history;
@@ -76,6 +78,10 @@ enum Command {
     Relay(relay::RelayArgs),
     /// Show a state directory, move a cohort out of it or into it, and delete old archives
     State(state::StateArgs),
+    /// Operate a running service: cohorts, templates, invites, bans, coins, settings
+    Ctl(Box<ctl::CtlArgs>),
+    /// Make, list and revoke tokens of a service's control API, and show its audit log; also while the service runs
+    Control(control::ControlArgs),
     /// List the offences and bans of a service, show one, ban a subject, or lift a ban; also while the service runs
     Bans(bans::BansArgs),
     /// Make, list and revoke invites to a service that admits by them; also while the service runs
@@ -212,6 +218,8 @@ fn run() -> ExitCode {
         Some(Command::Identity(args)) => identity::main(&args),
         Some(Command::Relay(args)) => relay::main(&args),
         Some(Command::State(args)) => state::main(&args),
+        Some(Command::Ctl(args)) => ctl::main(*args),
+        Some(Command::Control(args)) => control::main(&args),
         Some(Command::Bans(args)) => bans::main(&args),
         Some(Command::Invites(args)) => invites::main(&args),
         Some(Command::Singleton(args)) => singleton::main(&args),

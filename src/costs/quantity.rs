@@ -79,7 +79,7 @@ impl FromStr for Quantity {
 impl Serialize for Quantity {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match u64::try_from(self.0 / PARTS) {
-            Ok(units) if self.0 % PARTS == 0 => serializer.serialize_u64(units),
+            Ok(units) if self.0.is_multiple_of(PARTS) => serializer.serialize_u64(units),
             _ => serializer.serialize_f64(self.to_f64()),
         }
     }

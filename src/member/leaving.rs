@@ -356,7 +356,7 @@ mod tests {
         state.close().await;
         let state = State::open(dir.path()).unwrap();
         let exits = Exits::open(&state, Clock::system()).await.unwrap();
-        assert_eq!(exits.open_ones(), [first.clone()]);
+        assert_eq!(exits.open_ones(), std::slice::from_ref(&first));
         exits.put(Exit { step: Step::Left, ..first }).await.unwrap();
         assert!(exits.open_ones().is_empty());
         assert!(exits.has(&cohort, &index), "it is not registered there again");

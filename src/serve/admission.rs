@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::funds::Funds;
+use super::{desk::Desk, funds::Funds, switches::Switches};
 use crate::{
     actors::{
         invites::{InviteBook, NotInvited, RedeemError},
@@ -35,9 +35,11 @@ pub(super) struct AdmissionRules {
 
 struct Rules {
     list: Option<AllowList>,
+    /// Those of the state directory, if there is one.
     invites: Option<InviteBook>,
-    /// Whether a seat needs a proof of its key.
-    proven_keys_only: bool,
+    switches: Switches,
+    /// Where candidates wait for the operator.
+    desk: Desk,
     clock: Clock,
     printer: Printer,
 }
@@ -57,17 +59,17 @@ struct Read {
 type Stamp = (SystemTime, u64);
 
 impl AdmissionRules {
-    /// Rules from the DIDs in the file `list` and from `invites`. Without both, and without [`Self::or_funded`], every
-    /// DID is admitted.
+    /// Rules from the DIDs in the file `list` and from `invites`, as far as `switches` let them admit. Without both, and without
+    /// [`Self::or_funded`], every DID is admitted.
     pub(super) fn new(
         list: Option<&Path>,
         invites: Option<InviteBook>,
-        proven_keys_only: bool,
+        (switches, desk): (Switches, Desk),
         clock: Clock,
         printer: Printer,
     ) -> Result<Self, ProgramError> {
         let list = list.map(AllowList::open).transpose().map_err(ProgramError::Usage)?;
-        Ok(Self { rules: Arc::new(Rules { list, invites, proven_keys_only, clock, printer }), funds: None })
+        Ok(Self { rules: Arc::new(Rules { list, invites, switches, desk, clock, printer }), funds: None })
     }
 
     /// The same rules, which also admit by `funds`.
@@ -86,7 +88,7 @@ impl AdmissionRules {
         if self.is_listed(&applicant.did) {
             return Ok(());
         }
-        let (Some(book), Some(proof)) = (&self.rules.invites, &applicant.invite) else {
+        let (Some(book), Some(proof)) = (self.invites(), &applicant.invite) else {
             let Some(funds) = &self.funds else { return Err(self.refusal()) };
             return funds.screen(&applicant.did).map_err(|error| error.to_string());
         };
@@ -100,17 +102,20 @@ impl AdmissionRules {
 
     /// Whether `member` is admitted. If it is admitted by an invite, the invite is counted.
     pub(super) async fn admit(&self, cohort_id: &CohortId, member: &Member) -> Result<(), String> {
-        if self.rules.proven_keys_only && !member.holds_participant_key() {
+        if self.rules.switches.values().proven_keys_only && !member.holds_participant_key() {
             return Err(
                 "nothing proves that this DID has participantPk: this service admits a participant only if it \
                         signs with the key by which it authenticates"
                     .to_owned(),
             );
         }
+        if self.rules.switches.values().manual_admission {
+            self.rules.desk.ask(cohort_id, &member.did, None, self.rules.clock.now()).await?;
+        }
         if self.is_listed(&member.did) {
             return Ok(());
         }
-        let (Some(book), Some(proof)) = (self.rules.invites.clone(), member.invite.clone()) else {
+        let (Some(book), Some(proof)) = (self.invites().cloned(), member.invite.clone()) else {
             let Some(funds) = &self.funds else { return Err(self.refusal()) };
             return funds.check(&member.did).await.map_err(|error| error.to_string());
         };
@@ -148,12 +153,12 @@ impl AdmissionRules {
     }
 
     fn seat_refusal(&self) -> String {
-        match (&self.rules.list, &self.rules.invites) {
-            (Some(_), None) => {
+        match (self.has_list(), self.invites().is_some()) {
+            (true, false) => {
                 "the operator gives seats to the DIDs on its list: `join --standing --show-identity`, with an --identity that is on it"
             }
-            (None, _) => "this service gives seats by invite: `join --standing --invite TOKEN`, with a token of its operator's",
-            (Some(_), Some(_)) => {
+            (false, _) => "this service gives seats by invite: `join --standing --invite TOKEN`, with a token of its operator's",
+            (true, true) => {
                 "the operator gives seats to the DIDs on its list and by invite: `join --standing --show-identity`, or `--invite TOKEN`"
             }
         }
@@ -162,19 +167,28 @@ impl AdmissionRules {
 
     /// Whether this DID is listed, or every DID is admitted.
     fn is_listed(&self, did: &Did) -> bool {
-        match &self.rules.list {
-            Some(list) => list.contains(did, &self.rules.printer),
-            None => self.rules.invites.is_none() && self.funds.is_none(),
+        let of_file = self.rules.list.as_ref().is_some_and(|list| list.contains(did, &self.rules.printer));
+        if of_file || self.rules.switches.values().allow_list && self.rules.switches.listed().contains(did) {
+            return true;
         }
+        !self.has_list() && self.invites().is_none() && self.funds.is_none()
+    }
+
+    /// Whether only listed DIDs are admitted without an invite.
+    fn has_list(&self) -> bool {
+        self.rules.list.is_some() || self.rules.switches.values().allow_list
+    }
+
+    /// The invites, if they admit.
+    fn invites(&self) -> Option<&InviteBook> {
+        self.rules.invites.as_ref().filter(|_| self.rules.switches.values().invites)
     }
 
     fn refusal(&self) -> String {
-        match (&self.rules.list, &self.rules.invites) {
-            (Some(_), None) => "this DID is not on the operator's list",
-            (None, _) => "this service admits by invite: `join --invite TOKEN`, with a token of its operator's",
-            (Some(_), Some(_)) => {
-                "this DID is not on the operator's list, and has no invite: `join --invite TOKEN`"
-            }
+        match (self.has_list(), self.invites().is_some()) {
+            (true, false) => "this DID is not on the operator's list",
+            (false, _) => "this service admits by invite: `join --invite TOKEN`, with a token of its operator's",
+            (true, true) => "this DID is not on the operator's list, and has no invite: `join --invite TOKEN`",
         }
         .to_owned()
     }
@@ -186,7 +200,7 @@ impl SeatAdmission for AdmissionRules {
         if self.is_seat_listed(applicant) {
             return Ok(());
         }
-        let (Some(book), Some(proof)) = (&self.rules.invites, &applicant.invite) else {
+        let (Some(book), Some(proof)) = (self.invites(), &applicant.invite) else {
             let (Some(funds), Some(did)) = (&self.funds, &applicant.applies_as) else {
                 return Err(self.seat_refusal());
             };
@@ -201,10 +215,14 @@ impl SeatAdmission for AdmissionRules {
     }
 
     async fn admit(&self, cohort_id: &CohortId, applicant: &SeatApplicant) -> Result<(), String> {
+        if self.rules.switches.values().manual_admission {
+            let now = self.rules.clock.now();
+            self.rules.desk.ask(cohort_id, &applicant.did, applicant.applies_as.as_ref(), now).await?;
+        }
         if self.is_seat_listed(applicant) {
             return Ok(());
         }
-        let (Some(book), Some(proof)) = (self.rules.invites.clone(), applicant.invite.clone()) else {
+        let (Some(book), Some(proof)) = (self.invites().cloned(), applicant.invite.clone()) else {
             let (Some(funds), Some(did)) = (&self.funds, &applicant.applies_as) else {
                 return Err(self.seat_refusal());
             };

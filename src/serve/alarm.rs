@@ -2,12 +2,13 @@
 //! (`--on-alarm`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt,
     io::Write,
     process::{Command, Stdio},
     str::FromStr,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use reqwest::{Client, Url, header::CONTENT_TYPE, redirect::Policy};
@@ -19,6 +20,7 @@ use crate::{
     actors::{standing::notice::StandingNotice, transport::tls::Trust},
     bitcoin::notice::AnnouncementNotice,
     events::Printer,
+    protocol::text::MOST_SHOWN,
 };
 
 /// The events that are alarms, as `docs/operating.md` lists them. `not-ready` is not one of the printed events: it
@@ -105,9 +107,37 @@ struct Alarm {
     json: Value,
 }
 
-/// Raises alarms; does nothing if the operator configured none. Clones share the queue.
+/// The most alarms that are remembered.
+const REMEMBERED: usize = 256;
+
+/// The last alarms of this run. Clones share them.
 #[derive(Clone, Default)]
-pub(super) struct Alarms(Option<mpsc::Sender<Alarm>>);
+pub(crate) struct AlarmLog(Arc<Mutex<VecDeque<Value>>>);
+
+impl AlarmLog {
+    fn add(&self, alarm: &Alarm) {
+        let mut event = alarm.json.clone();
+        crate::output::bound(&mut event, MOST_SHOWN);
+        let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let mut alarms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if alarms.len() >= REMEMBERED {
+            alarms.pop_front();
+        }
+        alarms.push_back(json!({ "at": at, "kind": alarm.kind, "text": alarm.text, "event": event }));
+    }
+
+    /// The alarms, the last first.
+    pub(crate) fn list(&self) -> Vec<Value> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
+    }
+}
+
+/// Raises alarms: they are remembered, and passed on if the operator has configured that. Clones share the queue.
+#[derive(Clone, Default)]
+pub(super) struct Alarms {
+    queue: Option<mpsc::Sender<Alarm>>,
+    log: AlarmLog,
+}
 
 /// The task that executes alarms, until every [`Alarms`] is dropped.
 pub(super) struct AlarmTask(Option<JoinHandle<()>>);
@@ -115,9 +145,15 @@ pub(super) struct AlarmTask(Option<JoinHandle<()>>);
 impl Alarms {
     /// Starts the task that executes `on_alarm` for each alarm, one after the other.
     pub(super) fn start(on_alarm: Option<OnAlarm>, printer: Printer) -> (Self, AlarmTask) {
-        let Some(on_alarm) = on_alarm else { return (Self(None), AlarmTask(None)) };
+        let log = AlarmLog::default();
+        let Some(on_alarm) = on_alarm else { return (Self { queue: None, log }, AlarmTask(None)) };
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        (Self(Some(sender)), AlarmTask(Some(actix_rt::spawn(give_all(on_alarm, receiver, printer)))))
+        (Self { queue: Some(sender), log }, AlarmTask(Some(actix_rt::spawn(give_all(on_alarm, receiver, printer)))))
+    }
+
+    /// The last alarms.
+    pub(super) fn log(&self) -> AlarmLog {
+        self.log.clone()
     }
 
     /// Raises an alarm if this step of an announcement is one.
@@ -143,8 +179,10 @@ impl Alarms {
         let Some(kind) = json["event"].as_str().filter(|kind| ALARMS.contains(kind)).map(str::to_owned) else {
             return;
         };
-        if let Some(sender) = &self.0
-            && sender.try_send(Alarm { kind, text, json }).is_err()
+        let alarm = Alarm { kind, text, json };
+        self.log.add(&alarm);
+        if let Some(sender) = &self.queue
+            && sender.try_send(alarm).is_err()
         {
             tracing::error!("an alarm is lost: too many wait for --on-alarm");
         }

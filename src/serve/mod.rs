@@ -3,37 +3,47 @@
 //! [`run`] is the main function; `results` writes what is stored of each cohort.
 
 mod admission;
-mod alarm;
+pub(crate) mod alarm;
+mod config;
+pub(crate) mod desk;
 mod funds;
 mod heads;
 mod health;
 mod listeners;
 mod maturity;
+mod opening;
 mod operator;
+pub(crate) mod orders;
+pub(crate) mod register;
 mod results;
 mod rounds;
 mod standing;
+pub(crate) mod switches;
+pub mod terms;
 pub(crate) mod tls;
 pub(crate) mod web;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-
-use ::bitcoin::Amount;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use self::{
     admission::AdmissionRules,
     alarm::Alarms,
+    desk::Desk,
     funds::Funds,
     health::Health,
     listeners::Listeners,
     maturity::MaturityWatch,
     operator::{Operator, Publisher},
-    rounds::Rounds,
+    orders::{COMMAND_LINE, Series},
+    register::Register,
+    rounds::{RoundParts, Rounds},
+    switches::Switches,
 };
 pub use self::{
     alarm::{ALARMS, OnAlarm},
+    config::ServeConfig,
     operator::{ChainConfig, Coins},
-    standing::StandingConfig,
+    terms::{RoundTerms, StandingConfig},
     tls::Tls,
 };
 use crate::{
@@ -43,16 +53,11 @@ use crate::{
         load::Load,
         notice::Notices,
         runtime::Clock,
-        seats::{SeatLimits, Seats},
+        seats::Seats,
         supervision::Vitals,
-        transport::{
-            connections::ConnectionLimits,
-            contact::Contacts,
-            http::{Cors, HttpConfig},
-            nostr::{NostrConfig, embedded::RelayLimits},
-        },
+        transport::{contact::Contacts, http::Cors},
     },
-    cas::Publication,
+    control::{About, Control, Parts, Settings, Stores, TemplateBook},
     error::ProgramError,
     events::Printer,
     metrics::{
@@ -60,18 +65,7 @@ use crate::{
         http::{self as metrics_http, Readiness},
         journal::TimedJournal,
     },
-    protocol::{
-        beacon::{BeaconRegistry, BeaconType},
-        cohort::{
-            Timing,
-            conditions::Conditions,
-            service::{Limits, rules::PhaseRules},
-        },
-        identity::Identity,
-        key::XOnlyKey,
-        network::Network,
-        output::{RecoverySequence, ScriptTree},
-    },
+    protocol::network::Network,
     storage::Storage,
     telemetry::Hangups,
 };
@@ -84,151 +78,6 @@ const RETURN: Duration = Duration::from_secs(10);
 
 /// How long the last messages may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// The configuration of a service.
-pub struct ServeConfig {
-    /// The identity of the service.
-    pub identity: Identity,
-    /// The network of its cohorts.
-    pub network: Network,
-    /// The address to serve HTTP on; `None` for a service that is reached over relays only.
-    pub listen: Option<String>,
-    /// The address of the metrics and health server, if any. Not to be exposed to the public.
-    pub metrics_listen: Option<String>,
-    /// What to do with alarms.
-    pub on_alarm: Option<OnAlarm>,
-    /// The relays to serve over, if any.
-    pub nostr: Option<NostrConfig>,
-    /// The address of the embedded relay, which is one of the relays to serve over.
-    pub embedded_relay: Option<SocketAddr>,
-    /// The limits of that relay.
-    pub relay_limits: RelayLimits,
-    /// Certificate and key, for https.
-    pub tls: Option<Tls>,
-    /// The source of coins.
-    pub coins: Coins,
-    /// Where announcements are published before they are signed.
-    pub publication: Publication,
-    /// How updates are aggregated.
-    pub beacon: BeaconType,
-    /// The least number of members.
-    pub min_participants: u32,
-    /// The greatest number of members.
-    pub max_participants: u32,
-    /// Whether the members above the least number are only a margin, which is reduced to what the transport can carry.
-    pub max_is_margin: bool,
-    /// k of the fallback leaf.
-    pub fallback_threshold: Option<u16>,
-    /// The key of the recovery leaf.
-    pub recovery_key: XOnlyKey,
-    /// Its timelock in blocks.
-    pub recovery_sequence: u16,
-    /// The time limits of cohorts.
-    pub timing: Timing,
-    /// The limits on messages and members.
-    pub limits: Limits,
-    /// The limits of the web server.
-    pub http: HttpConfig,
-    /// The limits on connections.
-    pub connections: ConnectionLimits,
-    /// The total number of cohorts.
-    pub cohorts: Option<u32>,
-    /// The number of cohorts that are advertised at once.
-    pub parallel: u32,
-    /// Whether to exit when all cohorts have ended.
-    pub exit_when_done: bool,
-    /// Whether to print JSON.
-    pub json: bool,
-    /// Whether lines for people start with the time.
-    pub times: bool,
-    /// Where to write results.
-    pub out: Option<PathBuf>,
-    /// The directory for all state that must survive a restart.
-    pub state: Option<PathBuf>,
-    /// The policy for a phase that cannot be completed.
-    pub rules: PhaseRules,
-    /// A file of admitted DIDs. Without it, and without `invites`, every DID is admitted.
-    pub allow_list: Option<PathBuf>,
-    /// Whether invites admit.
-    pub invites: bool,
-    /// The amount that a KEY DID needs at its initial beacon addresses to be admitted without a list entry or an
-    /// invite.
-    pub admit_funded: Option<Amount>,
-    /// Whether a participant is admitted only if its opt-in proves possession of its signing key.
-    pub proven_keys_only: bool,
-    /// The number of seats of one DID, address or invite.
-    pub seats: SeatLimits,
-    /// The number of cohorts that may run at once. Above it no cohort is opened.
-    pub max_live: u32,
-    /// A standing cohort in place of one-time ones.
-    pub standing: Option<StandingConfig>,
-}
-
-impl ServeConfig {
-    /// A service of `identity` on `network` with defaults for everything else.
-    pub fn new(identity: Identity, network: Network) -> Self {
-        let recovery_key = identity.public_key().x_only();
-        Self {
-            identity,
-            network,
-            listen: Some("127.0.0.1:8080".to_owned()),
-            metrics_listen: None,
-            on_alarm: None,
-            nostr: None,
-            embedded_relay: None,
-            relay_limits: RelayLimits::default(),
-            tls: None,
-            coins: Coins::Offline,
-            publication: Publication::default(),
-            beacon: BeaconType::cas(),
-            min_participants: 2,
-            max_participants: 2,
-            max_is_margin: false,
-            fallback_threshold: None,
-            recovery_key,
-            recovery_sequence: 4320,
-            timing: Timing::default(),
-            limits: Limits::default(),
-            http: HttpConfig::default(),
-            connections: ConnectionLimits::default(),
-            cohorts: None,
-            parallel: 1,
-            exit_when_done: false,
-            json: false,
-            times: false,
-            out: None,
-            state: None,
-            rules: PhaseRules::default().reforming(),
-            allow_list: None,
-            invites: false,
-            admit_funded: None,
-            proven_keys_only: false,
-            seats: SeatLimits::default(),
-            max_live: 256,
-            standing: None,
-        }
-    }
-
-    fn conditions(&self) -> Result<Conditions, ProgramError> {
-        let usage = |problem: String| ProgramError::Usage(problem);
-        let recovery_sequence = RecoverySequence::try_from(u64::from(self.recovery_sequence))
-            .map_err(|error| usage(error.to_string()))?;
-        let script_tree = ScriptTree::FallbackAndRecovery {
-            recovery_key: self.recovery_key,
-            recovery_sequence,
-            fallback_threshold: self.fallback_threshold,
-        };
-        let mut conditions = Conditions::new(self.beacon.clone(), self.min_participants, script_tree);
-        conditions.max_participants = Some(self.max_participants);
-        let problems = conditions.problems(&BeaconRegistry::default());
-        if problems.is_empty() {
-            Ok(conditions)
-        } else {
-            let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-            Err(usage(problems.join("; ")))
-        }
-    }
-}
 
 /// Parses a comma-separated list of origins: `*` is all, the empty string is none.
 pub fn cors(origins: &str) -> Cors {
@@ -253,7 +102,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         let problem = "--admit-funded needs a chain that can be asked for coins: --chain core=URL or esplora=URL";
         return Err(ProgramError::Usage(problem.to_owned()));
     }
-    let conditions = config.conditions()?;
+    let conditions = config.terms.conditions().map_err(|problems| {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        ProgramError::Usage(problems.join("; "))
+    })?;
+    if let Some(control) = &config.control {
+        control.address(config.tls.is_some())?;
+    }
     let printer = Printer::new(config.json).with_times(config.times);
     if let Some(directory) = &config.out {
         std::fs::create_dir_all(directory)
@@ -262,16 +117,34 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let clock = Clock::system();
     let lost = "cohorts that run are lost, and coins at their addresses come back by recovery only";
     let storage = Storage::open(config.state.as_deref(), lost, &printer)?;
-    let terms = serde_json::to_value(&conditions).map_err(|error| ProgramError::Internal(error.to_string()))?;
+    let terms = match config.advertises || config.standing.is_some() {
+        true => serde_json::to_value(&conditions).map_err(|error| ProgramError::Internal(error.to_string()))?,
+        false => serde_json::json!({}),
+    };
     storage.check_owner("serve", &config.identity, config.network, terms, &printer).await?;
     // An error is reported before any member is admitted.
     let bans = storage.bans()?;
-    let invites = if config.invites { storage.invites()? } else { None };
+    let wants_invites = config.invites || config.control.is_some();
+    let invites = if wants_invites { storage.invites()? } else { None };
     if config.invites && invites.is_none() {
         return Err(ProgramError::Usage("--invites needs --state DIR, where `invites new` puts them".to_owned()));
     }
-    let proven = config.proven_keys_only;
-    let admission = AdmissionRules::new(config.allow_list.as_deref(), invites, proven, clock, printer.clone())?;
+    let (switches, desk) = (Switches::new(config.values()), Desk::default());
+    let stores = match (&config.control, storage.state()) {
+        (Some(control), Some(state)) => {
+            let settings = Settings::open(state, config.values(), switches.clone()).await?;
+            let templates = TemplateBook::open(state, Arc::clone(&control.reader), config.described()).await?;
+            Some((Stores { directory: state.dir().to_owned(), templates, settings }, Register::open(state).await?))
+        }
+        (Some(_), None) => {
+            let problem = "--control needs --state DIR, for its socket, tokens, templates and audit log";
+            return Err(ProgramError::Usage(problem.to_owned()));
+        }
+        (None, _) => None,
+    };
+    let of_admission = (switches.clone(), desk.clone());
+    let admission =
+        AdmissionRules::new(config.allow_list.as_deref(), invites.clone(), of_admission, clock, printer.clone())?;
     let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
     let metrics_server = match &config.metrics_listen {
         Some(address) => {
@@ -317,11 +190,11 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let notices = Notices::new(NOTICES);
     let announcements = operator.announcements().map(Announcements::events);
     let load = Load::default();
-    if metrics_server.is_some() {
+    if metrics_server.is_some() || config.control.is_some() {
         metrics.sources().load(load.clone());
         actix_rt::spawn(metrics.clone().follow(notices.subscribe()));
         if let Some(announcements) = operator.announcements() {
-            actix_rt::spawn(metrics.follow_announcements(announcements.subscribe()));
+            actix_rt::spawn(metrics.clone().follow_announcements(announcements.subscribe()));
         }
     }
     let builder = Service::builder(config.identity.clone(), Arc::clone(&listeners.transport), Arc::new(policy));
@@ -333,18 +206,23 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         Operator::Chain(operator) => Some(Arc::clone(&operator.announcements().settings().chain)),
         Operator::Offline => None,
     };
-    let standing = config.standing.clone();
-    let standing = standing.map(|standing| {
-        let settings = standing::settings(&config, &standing, &storage, chain_of(&operator), admission.clone());
-        listeners.serve_history(Arc::new(settings.served_history()));
-        (standing, settings)
-    });
+    let standing = match config.standing.is_some() || config.control.is_some() {
+        true => {
+            let chain = chain_of(&operator);
+            let (settings, operator) = standing::settings(&config, &storage, chain, admission.clone()).await?;
+            listeners.serve_history(Arc::new(settings.served_history()));
+            Some((settings, operator))
+        }
+        false => None,
+    };
     let builder = match &standing {
-        Some((_, settings)) => builder.standing(settings.clone()),
+        Some((settings, _)) => builder.standing(settings.clone()),
         None => builder,
     };
     // Before the start, so that none is missed.
-    let standing = standing.map(|(standing, settings)| (standing, settings.notices.subscribe()));
+    let subscribe = |settings: &crate::actors::standing::StandingSettings| settings.notices.subscribe();
+    let allow_list = config.allow_list.clone();
+    let standing_notices = standing.as_ref().map(|(settings, _)| (subscribe(settings), subscribe(settings)));
     let service = builder.start().await.map_err(|error| ProgramError::Internal(error.to_string()))?;
     listeners.open();
     readiness.set(true);
@@ -374,29 +252,81 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         state: config.state.clone(),
     };
     let health = actix_rt::spawn(health.watch());
+    let mut series = BTreeMap::new();
+    if config.advertises {
+        let is_paused = stores.as_ref().is_some_and(|(stores, _)| stores.templates.is_paused(COMMAND_LINE));
+        let (terms, parallel, cohorts) = (config.terms.clone(), config.parallel, config.cohorts);
+        series.insert(COMMAND_LINE.to_owned(), Series { terms, parallel, cohorts, is_paused });
+    }
+    let (mut control, mut of_rounds) = (None, None);
+    let (notices_of_feed, notices_of_run) = standing_notices.unzip();
+    if let (Some(config), Some((stores, register)), Some((_, standing)), Some(invites)) =
+        (&config.control, stores, &standing, invites)
+    {
+        let (of_templates, unreadable) = stores.templates.series();
+        series.extend(of_templates);
+        for (name, problems) in unreadable {
+            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            printer.warn(&format!("template {name} is not advertised: {}", problems.join("; ")));
+        }
+        let (orders, ordered) = tokio::sync::mpsc::channel(orders::BACKLOG);
+        of_rounds = Some((register.clone(), ordered));
+        let about = About {
+            network: service.did().network(),
+            url: listeners.url.clone(),
+            relays: listeners.relays.clone(),
+            allow_list: allow_list.map(|path| path.display().to_string()),
+        };
+        let parts = Parts {
+            about,
+            service: service.clone(),
+            standing: Arc::clone(standing),
+            announcements: operator.announcements().cloned(),
+            bans: bans.clone(),
+            invites,
+            desk,
+            alarms: alarms.log(),
+            register,
+            orders,
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+            clock,
+        };
+        control = Some(Control::bind(config, listeners.tls.as_ref(), stores, parts)?);
+    }
     let (of_standing, standing_printer, of_alarms) = (service.clone(), printer.clone(), alarms.clone());
     let poll = match &config.coins {
         Coins::Chain(chain) => Some(chain.poll),
         Coins::Offline => None,
     };
-    let is_standing = standing.is_some();
+    let (standing_terms, others) =
+        (config.standing.clone(), of_rounds.as_ref().map(|(register, _)| register.clone()));
+    let runs_rounds = config.standing.is_none() || config.control.is_some();
     let standing = async move {
-        match standing {
-            Some((standing, notices)) => {
-                standing::run(&standing, &of_standing, notices, &of_alarms, &standing_printer, poll).await
+        match notices_of_run {
+            Some(notices) => {
+                let (terms, others) = (standing_terms.as_ref(), others.as_ref());
+                standing::run(terms, others, &of_standing, notices, &of_alarms, &standing_printer, poll).await
             }
             None => std::future::pending().await,
         }
     };
-    let mut rounds = Rounds::new(
+    let mut rounds = Rounds::new(RoundParts {
         config,
-        conditions,
-        service.clone(),
-        operator.clone(),
-        storage.clone(),
-        printer.clone(),
+        series,
+        service: service.clone(),
+        operator: operator.clone(),
+        storage: storage.clone(),
+        printer: printer.clone(),
         alarms,
-    );
+        switches,
+        control: of_rounds,
+    })?;
+    // Behind the rounds, which take the service's events from its start on.
+    let control = match (control, notices_of_feed) {
+        (Some(control), Some(notices)) => Some(control.open(notices, &printer)?),
+        _ => None,
+    };
     let outcome = tokio::select! {
         never = reporting => match never {},
         // The cohorts would wait without end.
@@ -404,12 +334,12 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             readiness.set(false);
             Err(ProgramError::Internal(format!("{gone}; restart with the same --state to continue")))
         }
-        never = tls::reload(listeners.tls.clone(), admission, hangups, printer) => match never {},
+        never = tls::reload(listeners.tls.clone(), admission, hangups, printer.clone()) => match never {},
         outcome = standing => {
             readiness.set(false);
             outcome
         }
-        outcome = rounds.run(announcements), if !is_standing => {
+        outcome = rounds.run(announcements), if runs_rounds => {
             readiness.set(false);
             rounds.settled().await;
             // The end is sent to the members: give the messages time to leave.
@@ -429,6 +359,9 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
     };
     health.abort();
+    if let Some(control) = control {
+        control.stop().await;
+    }
     // Refuse new work, close the streams, then the connections.
     listeners.close().await;
     if let Some(maturity) = maturity {

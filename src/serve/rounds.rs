@@ -10,28 +10,28 @@ use std::{
 
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{ServeConfig, alarm::Alarms, operator::Operator, results::CohortReport};
+use super::{
+    ServeConfig,
+    alarm::Alarms,
+    opening::{Running, next_order},
+    operator::Operator,
+    orders::{Order, Series},
+    register::Register,
+    results::CohortReport,
+    switches::Switches,
+};
 use crate::{
     actors::{
         events::{Cursor, Event, Events},
         handle::Service,
         notice::ServiceNotice,
-        service::{OpenCohort, OpenCohortError},
     },
     bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
     cost::OUTCOME_FILE,
     error::ProgramError,
     events::Printer,
     files::{file_name, write_whole},
-    protocol::{
-        cohort::{
-            conditions::{Conditions, TooManyMembers},
-            service::{ServiceConfigError, phase::PhaseKind},
-        },
-        id::CohortId,
-        output::BeaconOutput,
-        text::shown,
-    },
+    protocol::{cohort::service::phase::PhaseKind, id::CohortId, output::BeaconOutput, text::shown},
     storage::Storage,
 };
 
@@ -43,53 +43,71 @@ const REOPEN_DELAY: Duration = Duration::from_secs(1);
 
 /// The cohorts of a service.
 pub(super) struct Rounds {
-    config: ServeConfig,
-    conditions: Conditions,
-    service: Service,
-    operator: Operator,
-    storage: Storage,
-    printer: Printer,
-    alarms: Alarms,
-    /// The cohorts that count. A re-formed cohort counts instead of its predecessor.
-    counted: BTreeSet<CohortId>,
-    /// The cohorts that still admit members.
-    enrolling: BTreeSet<CohortId>,
+    pub(super) config: ServeConfig,
+    /// The cohorts that are opened one after the other.
+    pub(super) series: BTreeMap<String, Running>,
+    pub(super) service: Service,
+    pub(super) events: Events<ServiceNotice>,
+    pub(super) operator: Operator,
+    pub(super) storage: Storage,
+    pub(super) printer: Printer,
+    pub(super) alarms: Alarms,
+    pub(super) switches: Switches,
+    /// With a control API: what it records of cohorts, and the operator's orders.
+    pub(super) control: Option<(Register, mpsc::Receiver<Order>)>,
+    /// The cohorts of the command line that count. A re-formed cohort counts instead of its predecessor.
+    pub(super) counted: BTreeSet<CohortId>,
+    /// The cohorts that still admit members, with their series.
+    pub(super) enrolling: BTreeMap<CohortId, Option<String>>,
     /// The cohorts that have not ended.
-    live: BTreeSet<CohortId>,
+    pub(super) live: BTreeSet<CohortId>,
     /// The cohorts that ended with a verified transaction.
-    signed: BTreeSet<CohortId>,
+    pub(super) signed: BTreeSet<CohortId>,
     /// The cohorts whose announcement is not final yet.
-    announcing: BTreeSet<CohortId>,
+    pub(super) announcing: BTreeSet<CohortId>,
     /// The number of signed cohorts that were not announced.
-    unannounced: u32,
+    pub(super) unannounced: u32,
     /// Receives the announcements that had already ended when they were followed.
-    ended: (mpsc::UnboundedSender<CohortId>, mpsc::UnboundedReceiver<CohortId>),
+    pub(super) ended: (mpsc::UnboundedSender<CohortId>, mpsc::UnboundedReceiver<CohortId>),
     /// Whether the limit of running cohorts is reached.
-    is_full: bool,
+    pub(super) is_full: bool,
     /// The pending work that follows from notices.
-    settling: Vec<JoinHandle<()>>,
+    pub(super) settling: Vec<JoinHandle<()>>,
+}
+
+/// What the rounds of a service work with.
+pub(super) struct RoundParts {
+    pub(super) config: ServeConfig,
+    pub(super) series: BTreeMap<String, Series>,
+    pub(super) service: Service,
+    pub(super) operator: Operator,
+    pub(super) storage: Storage,
+    pub(super) printer: Printer,
+    pub(super) alarms: Alarms,
+    pub(super) switches: Switches,
+    pub(super) control: Option<(Register, mpsc::Receiver<Order>)>,
 }
 
 impl Rounds {
-    pub(super) fn new(
-        config: ServeConfig,
-        conditions: Conditions,
-        service: Service,
-        operator: Operator,
-        storage: Storage,
-        printer: Printer,
-        alarms: Alarms,
-    ) -> Self {
-        Self {
+    /// Takes the events of the service from its start on.
+    pub(super) fn new(parts: RoundParts) -> Result<Self, ProgramError> {
+        let RoundParts { config, series, service, operator, storage, printer, alarms, switches, control } = parts;
+        let events = service.events();
+        let running = |(name, series): (String, Series)| Ok((name, Running::new(series)?));
+        let series = series.into_iter().map(running).collect::<Result<_, String>>().map_err(ProgramError::Usage)?;
+        Ok(Self {
             config,
-            conditions,
+            series,
             service,
+            events,
             operator,
             storage,
             printer,
             alarms,
+            switches,
+            control,
             counted: BTreeSet::new(),
-            enrolling: BTreeSet::new(),
+            enrolling: BTreeMap::new(),
             live: BTreeSet::new(),
             signed: BTreeSet::new(),
             announcing: BTreeSet::new(),
@@ -97,7 +115,7 @@ impl Rounds {
             ended: mpsc::unbounded_channel(),
             is_full: false,
             settling: Vec::new(),
-        }
+        })
     }
 
     /// Runs cohorts until all requested ones have ended, if that ends the program. Returns whether all were signed and,
@@ -106,7 +124,6 @@ impl Rounds {
         &mut self,
         mut announcements: Option<Events<AnnouncementNotice>>,
     ) -> Result<bool, ProgramError> {
-        let mut events = self.service.events();
         let recovered: Vec<_> = self.service.cohorts().await.iter().map(|cohort| cohort.id().clone()).collect();
         // Cohorts that counted in earlier runs still count, even if they have ended: `--cohorts` is not per process.
         if self.config.cohorts.is_some() {
@@ -125,11 +142,13 @@ impl Rounds {
             ));
         }
         // They count, and each reports its phase before new ones are opened.
-        self.counted.extend(recovered.iter().cloned());
+        let ours: Vec<_> =
+            recovered.iter().filter(|cohort_id| self.is_of_command_line(cohort_id)).cloned().collect();
+        self.counted.extend(ours);
         self.live.extend(recovered.iter().cloned());
         let mut silent: BTreeSet<CohortId> = recovered.into_iter().collect();
         while !silent.is_empty() {
-            let next = next(&mut events).await;
+            let next = next(&mut self.events).await;
             if let (_, Event::Notice(step)) = &next
                 && let ServiceNotice::CohortRecovered { cohort_id, .. }
                 | ServiceNotice::SigningComplete { cohort_id, .. }
@@ -143,7 +162,9 @@ impl Rounds {
             let resumed =
                 operator.announcements().resume().await.map_err(|error| ProgramError::State(error.to_string()))?;
             for cohort_id in resumed.into_iter().filter(|cohort_id| !self.live.contains(cohort_id)) {
-                self.counted.insert(cohort_id.clone());
+                if self.is_of_command_line(&cohort_id) {
+                    self.counted.insert(cohort_id.clone());
+                }
                 self.signed.insert(cohort_id.clone());
                 self.announcing.insert(cohort_id);
             }
@@ -156,7 +177,8 @@ impl Rounds {
                 return Ok(self.signed.is_superset(&self.counted) && self.unannounced == 0);
             }
             tokio::select! {
-                next = next(&mut events) => self.take(next).await?,
+                next = next(&mut self.events) => self.take(next).await?,
+                order = next_order(&mut self.control) => self.obey(order).await,
                 Some(next) = announcement(&mut announcements) => self.take_announcement(next),
                 Some(cohort_id) = self.ended.1.recv() => {
                     self.announcing.remove(&cohort_id);
@@ -170,66 +192,12 @@ impl Rounds {
         enough && self.live.is_empty() && self.announcing.is_empty()
     }
 
-    fn opened(&self) -> u32 {
+    pub(super) fn opened(&self) -> u32 {
         u32::try_from(self.counted.len()).unwrap_or(u32::MAX)
     }
 
-    /// Opens cohorts until enough are advertised, or enough were opened.
-    async fn open(&mut self) -> Result<(), ProgramError> {
-        let parallel = usize::try_from(self.config.parallel).unwrap_or(usize::MAX);
-        while self.enrolling.len() < parallel && self.config.cohorts.is_none_or(|most| self.opened() < most) {
-            let most = self.config.max_live;
-            let is_full = self.live.len() >= usize::try_from(most).unwrap_or(usize::MAX);
-            if is_full != std::mem::replace(&mut self.is_full, is_full) && is_full {
-                self.printer.warn(&format!(
-                    "{most} cohorts run (--max-live-cohorts): the next is advertised when one of them has ended"
-                ));
-            }
-            if is_full {
-                break;
-            }
-            let open = OpenCohort {
-                conditions: self.conditions.clone(),
-                network: self.config.network,
-                timing: self.config.timing,
-                limits: self.config.limits,
-                rules: self.config.rules.clone(),
-            };
-            let cohort_id = match self.service.open(open).await {
-                Ok(cohort) => cohort.id().clone(),
-                Err(OpenCohortError::Config(ServiceConfigError::TooManyMembers(TooManyMembers {
-                    limit, ..
-                }))) if self.cut_margin(limit) => {
-                    continue;
-                }
-                Err(error) => return Err(ProgramError::Usage(error.to_string())),
-            };
-            self.counted.insert(cohort_id.clone());
-            self.enrolling.insert(cohort_id.clone());
-            self.live.insert(cohort_id);
-            self.count().await?;
-            if self.config.cohorts.is_none() {
-                // The count is not needed: a service that runs for years must not remember every cohort.
-                self.counted.retain(|counted| self.live.contains(counted));
-                self.signed.clear();
-            }
-        }
-        Ok(())
-    }
-
-    /// Reduces the margin of members above the least number to the limit of the transport. Returns whether that helps.
-    fn cut_margin(&mut self, limit: usize) -> bool {
-        let least = self.config.min_participants;
-        let most = u32::try_from(limit).unwrap_or(u32::MAX).max(least);
-        let helps = self.config.max_is_margin && self.conditions.max_participants.is_some_and(|asked| most < asked);
-        if helps {
-            self.conditions.max_participants = Some(most);
-        }
-        helps
-    }
-
     /// Persists which cohorts count.
-    async fn count(&self) -> Result<(), ProgramError> {
+    pub(super) async fn count(&self) -> Result<(), ProgramError> {
         if self.config.cohorts.is_none() {
             return Ok(());
         }
@@ -297,7 +265,11 @@ impl Rounds {
         match &**step {
             ServiceNotice::CohortRecovered { cohort_id, phase, output } => {
                 if *phase == PhaseKind::Enrolling {
-                    self.enrolling.insert(cohort_id.clone());
+                    self.enrolling.insert(cohort_id.clone(), self.series_of(cohort_id));
+                    let record = self.control.as_ref().and_then(|(register, _)| register.get(cohort_id));
+                    if record.is_some_and(|record| record.paused) {
+                        self.service.cohort(cohort_id).advertise(false).await;
+                    }
                 }
                 if let Some(output) = output {
                     self.store_output(cohort_id, output)?;
@@ -315,6 +287,7 @@ impl Rounds {
                     // A repeated notice.
                     return Ok(());
                 }
+                self.unregister(cohort_id, None).await?;
                 let (of, result) = (cohort_id.clone(), Arc::clone(result));
                 let report = off_the_arbiter(move || Arc::new(CohortReport::new(of, result))).await?;
                 if report.verified() {
@@ -338,13 +311,16 @@ impl Rounds {
                 if !self.live.remove(cohort_id) {
                     return Ok(());
                 }
-                let was_enrolling = self.enrolling.remove(cohort_id);
+                let was_enrolling = self.enrolling.remove(cohort_id).is_some();
+                let series = self.series_of(cohort_id);
+                self.unregister(cohort_id, next.as_ref()).await?;
                 match next {
                     Some(next) => {
-                        self.counted.remove(cohort_id);
-                        self.counted.insert(next.clone());
+                        if self.counted.remove(cohort_id) {
+                            self.counted.insert(next.clone());
+                        }
                         self.live.insert(next.clone());
-                        self.enrolling.insert(next.clone());
+                        self.enrolling.insert(next.clone(), series);
                         self.count().await?;
                     }
                     None if was_enrolling => tokio::time::sleep(REOPEN_DELAY).await,
@@ -359,6 +335,14 @@ impl Rounds {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A cohort has ended, and another one replaces it or not.
+    async fn unregister(&self, cohort_id: &CohortId, next: Option<&CohortId>) -> Result<(), ProgramError> {
+        match &self.control {
+            Some((register, _)) => register.replace(cohort_id, next).await,
+            None => Ok(()),
+        }
     }
 
     /// Lets the operator do what follows from a notice, without waiting for a chain here. If the cohort has `ended`,
@@ -389,7 +373,7 @@ impl Rounds {
     }
 
     /// Runs what is to be complete before the program ends.
-    fn spawn(&mut self, work: impl Future<Output = ()> + 'static) {
+    pub(super) fn spawn(&mut self, work: impl Future<Output = ()> + 'static) {
         self.settling.retain(|task| !task.is_finished());
         self.settling.push(actix_rt::spawn(work));
     }

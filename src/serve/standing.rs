@@ -4,28 +4,31 @@ mod migration;
 
 use std::{sync::Arc, time::Duration};
 
-use ::bitcoin::TxOut;
 use tokio::{
     sync::broadcast::{self, error::RecvError},
     time::MissedTickBehavior,
 };
 
 use self::migration::{Migrations, successor_of, wanted};
-use super::{ChainConfig, Coins, ServeConfig, admission::AdmissionRules, alarm::Alarms};
+use super::{
+    ChainConfig, Coins, ServeConfig,
+    admission::AdmissionRules,
+    alarm::Alarms,
+    orders::COMMAND_LINE,
+    register::{CohortRecord, Register},
+    terms::StandingConfig,
+};
 use crate::{
     actors::{
         bans::end_of_ban,
-        handle::{Service, StandingError},
+        handle::{Service, StandingCohort, StandingError},
         standing::{ChainView, StandingSettings, notice::StandingNotice},
         state::transfer::STANDING_DIDS,
     },
     bitcoin::chain::Chain,
     error::ProgramError,
     events::Printer,
-    protocol::{
-        cohort::standing::{Absent, Mode, OpportunityKind, StandingTerms, announcement_vsize},
-        id::CohortId,
-    },
+    protocol::cohort::standing::{Absent, Mode, OpportunityKind, StandingTerms, announcement_vsize},
     standing::{
         operator::{Fees, StandingOperator},
         resolver::Resolver,
@@ -34,28 +37,23 @@ use crate::{
     telemetry::{Request, Requests},
 };
 
-/// A standing cohort to serve.
-#[derive(Clone, Debug)]
-pub struct StandingConfig {
-    /// Its terms.
-    pub terms: StandingTerms,
-    /// The operator's own output in every announcement.
-    pub output: Option<TxOut>,
-    /// The cohort of this service that it succeeds.
-    pub succeeds: Option<CohortId>,
-}
+/// The highest fee rate without a chain and without terms, in sat/vB. The terms of each cohort bound it.
+const MOST_RATE: u32 = 1_000;
 
 /// How often the service looks whether a migration goes on, without a chain.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What the service needs for it.
-pub(super) fn settings(
+/// The table of the operator's outputs of single cohorts.
+const OUTPUTS: &str = "control-outputs";
+
+/// What the service needs for standing cohorts: that of the command line, or any of a control API.
+pub(super) async fn settings(
     config: &ServeConfig,
-    standing: &StandingConfig,
     storage: &Storage,
     chain: Option<Arc<dyn Chain>>,
     admission: AdmissionRules,
-) -> StandingSettings {
+) -> Result<(StandingSettings, Arc<StandingOperator>), ProgramError> {
+    let standing = config.standing.as_ref();
     let boards = storage.boards();
     let table = storage.state().map(|state| state.table(STANDING_DIDS));
     let chain_config: Option<&ChainConfig> = match &config.coins {
@@ -64,7 +62,9 @@ pub(super) fn settings(
     };
     let default = Fees {
         floor: ::bitcoin::FeeRate::BROADCAST_MIN,
-        ceiling: ::bitcoin::FeeRate::from_sat_per_vb_u32(standing.terms.max_fee_rate),
+        ceiling: ::bitcoin::FeeRate::from_sat_per_vb_u32(
+            standing.map_or(MOST_RATE, |standing| standing.terms.max_fee_rate),
+        ),
         fixed: None,
         target: 6,
     };
@@ -75,7 +75,7 @@ pub(super) fn settings(
         target: chain.fee_target,
     });
     let mut operator = StandingOperator::new(fees, config.publication.clone(), Arc::clone(&boards), table)
-        .with_output(standing.output.clone())
+        .with_output(standing.and_then(|standing| standing.output.clone()))
         .with_admission(Arc::new(admission));
     let mut settings = StandingSettings { boards, history: storage.history(), ..StandingSettings::default() };
     if let (Some(chain), Some(chain_config)) = (chain, chain_config) {
@@ -93,8 +93,12 @@ pub(super) fn settings(
         };
         settings.chain = Some(view);
     }
-    settings.policy = Arc::new(operator);
-    settings
+    if let Some(state) = storage.state().filter(|_| config.control.is_some()) {
+        operator = operator.with_outputs(state.table(OUTPUTS)).await.map_err(ProgramError::State)?;
+    }
+    let operator = Arc::new(operator);
+    settings.policy = Arc::clone(&operator) as _;
+    Ok((settings, operator))
 }
 
 /// Prints what a cohort costs and who can end it.
@@ -137,15 +141,27 @@ async fn open(service: &Service, request: Request, printer: &Printer) {
     }
 }
 
+/// The cohorts of the command line's terms: with a control API (`others`) there are others.
+async fn ours(others: Option<&Register>, service: &Service) -> Vec<StandingCohort> {
+    let is_ours = |cohort: &StandingCohort| {
+        let record = others.and_then(|register| register.get(cohort.id()));
+        record.is_none_or(|record| record.template.as_deref() == Some(COMMAND_LINE))
+    };
+    service.standing_cohorts().await.into_iter().filter(is_ours).collect()
+}
+
 /// Advertises the cohort of these terms, or its successor, unless it runs already.
-async fn advertise(standing: &StandingConfig, service: &Service) -> Result<(), ProgramError> {
+async fn advertise(
+    standing: &StandingConfig,
+    others: Option<&Register>,
+    service: &Service,
+) -> Result<(), ProgramError> {
     let terms = standing.terms.clone();
-    let running = service.standing_cohorts().await;
     let opened = match &standing.succeeds {
-        None if running.is_empty() => service.open_standing(terms).await,
+        None if ours(others, service).await.is_empty() => service.open_standing(terms).await,
         None => return Ok(()),
         Some(old) if successor_of(service, old).await.is_some() => return Ok(()),
-        Some(old) => match running.iter().find(|cohort| cohort.id() == old) {
+        Some(old) => match service.standing_cohorts().await.iter().find(|cohort| cohort.id() == old) {
             Some(old) => service.open_successor(terms, old).await,
             None => {
                 let problem = format!("--succeeds {old}: no such cohort is in the state directory");
@@ -154,12 +170,17 @@ async fn advertise(standing: &StandingConfig, service: &Service) -> Result<(), P
         },
     };
     let problem = |error| ProgramError::Usage(format!("the terms of the standing cohort: {error}"));
-    opened.map(drop).map_err(problem)
+    let cohort = opened.map_err(problem)?;
+    if let Some(register) = others {
+        let record = CohortRecord { template: Some(COMMAND_LINE.to_owned()), paused: false };
+        register.add(cohort.id(), record).await?;
+    }
+    Ok(())
 }
 
 /// Reports cohorts that continue on other terms than these. A cohort that has a successor is to have others.
-async fn compare(standing: &StandingConfig, service: &Service, printer: &Printer) {
-    for cohort in service.standing_cohorts().await {
+async fn compare(standing: &StandingConfig, others: Option<&Register>, service: &Service, printer: &Printer) {
+    for cohort in ours(others, service).await {
         let machine = cohort.inspect().await;
         if machine.is_some_and(|machine| *machine.config().terms != standing.terms)
             && successor_of(service, cohort.id()).await.is_none()
@@ -172,10 +193,11 @@ async fn compare(standing: &StandingConfig, service: &Service, printer: &Printer
     }
 }
 
-/// Runs the cohort until the service stops: continues what is in the journal, or advertises one. `poll` is the time between two looks at
-/// the chain.
+/// Runs the cohorts until the service stops: continues those in the journal; advertises `standing`, if there is none. With a control API
+/// (`others`) there are others, and one that cannot continue does not end the program. `poll` is the time between two looks at the chain.
 pub(super) async fn run(
-    standing: &StandingConfig,
+    standing: Option<&StandingConfig>,
+    others: Option<&Register>,
     service: &Service,
     mut notices: broadcast::Receiver<Arc<StandingNotice>>,
     alarms: &Alarms,
@@ -183,9 +205,17 @@ pub(super) async fn run(
     poll: Option<Duration>,
 ) -> Result<bool, ProgramError> {
     let mut requests = Requests::new();
-    explain(&standing.terms, printer);
-    advertise(standing, service).await?;
-    compare(standing, service, printer).await;
+    if let Some(standing) = standing {
+        explain(&standing.terms, printer);
+        advertise(standing, others, service).await?;
+        compare(standing, others, service, printer).await;
+    }
+    for cohort in service.standing_cohorts().await {
+        if others.and_then(|register| register.get(cohort.id())).is_some_and(|record| record.paused) {
+            // One that has formed has no advert.
+            let _ = cohort.advertise(false).await;
+        }
+    }
     let (mut migrations, mut looks) = (Migrations::default(), tokio::time::interval(poll.unwrap_or(LOOK)));
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -204,7 +234,9 @@ pub(super) async fn run(
             Ok(notice) => {
                 migrations.notice(&notice);
                 alarms.standing(&notice, text(&notice));
-                if let StandingNotice::StandingHalted { cohort_id, reason } = &*notice {
+                if others.is_none()
+                    && let StandingNotice::StandingHalted { cohort_id, reason } = &*notice
+                {
                     printer.notice(&*notice, text(&notice));
                     return Err(ProgramError::Internal(format!(
                         "standing cohort {cohort_id} cannot continue: {reason}; restart with the same --state"
@@ -333,6 +365,9 @@ fn text(notice: &StandingNotice) -> String {
             Some(from) => format!("refused a message of {from} ({code}): {detail}"),
             None => format!("refused a message ({code}): {detail}"),
         },
+        StandingNotice::StandingCancelled { cohort_id, reason } => {
+            format!("standing cohort {cohort_id} is cancelled: {reason}")
+        }
         StandingNotice::StandingHalted { cohort_id, reason } => {
             format!("error: standing cohort {cohort_id} cannot continue: {reason}")
         }

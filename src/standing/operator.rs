@@ -37,6 +37,9 @@ use crate::{
     resolve::Given,
 };
 
+/// How many cohorts may have outputs of their own.
+const MOST_OUTPUTS: usize = 10_000;
+
 /// How many registered DIDs are in memory at once.
 const MOST_KNOWN: usize = 100_000;
 
@@ -72,6 +75,9 @@ pub struct StandingOperator {
     resolver: Option<Resolver>,
     fees: Fees,
     output: Option<TxOut>,
+    /// Those of single cohorts, and where they are stored.
+    outputs: Mutex<BTreeMap<CohortId, Option<TxOut>>>,
+    stored_outputs: Option<Table>,
     publication: Publication,
     boards: Arc<dyn BoardStore>,
     admission: Option<Arc<dyn SeatAdmission>>,
@@ -89,6 +95,8 @@ impl StandingOperator {
             resolver: None,
             fees,
             output: None,
+            outputs: Mutex::default(),
+            stored_outputs: None,
             publication,
             boards,
             admission: None,
@@ -110,6 +118,39 @@ impl StandingOperator {
     pub fn with_output(mut self, output: Option<TxOut>) -> Self {
         self.output = output;
         self
+    }
+
+    /// With outputs of single cohorts, which are stored in a table.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub async fn with_outputs(mut self, table: Table) -> Result<Self, String> {
+        let page = table.scan(Vec::new(), None, MOST_OUTPUTS).await.map_err(|error| error.to_string())?;
+        let read = |(key, value): &(Vec<u8>, Vec<u8>)| {
+            let cohort_id = CohortId::parse(&String::from_utf8_lossy(key)).ok()?;
+            Some((cohort_id, serde_json::from_slice(value).ok()?))
+        };
+        self.outputs = Mutex::new(page.entries.iter().filter_map(read).collect());
+        self.stored_outputs = Some(table);
+        Ok(self)
+    }
+
+    /// Sets the output of one cohort, in place of the one of all; durable when this returns.
+    ///
+    /// # Errors
+    /// It cannot be stored.
+    pub async fn set_output(&self, cohort_id: &CohortId, output: Option<TxOut>) -> Result<(), String> {
+        if let Some(table) = &self.stored_outputs {
+            let value = serde_json::to_vec(&output).map_err(|error| error.to_string())?;
+            table.put(cohort_id.as_str(), value).await.map_err(|error| error.to_string())?;
+        }
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).insert(cohort_id.clone(), output);
+        Ok(())
+    }
+
+    fn output_of(&self, cohort_id: &CohortId) -> Option<TxOut> {
+        let outputs = self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+        outputs.get(cohort_id).cloned().unwrap_or_else(|| self.output.clone())
     }
 
     /// Gives seats by these rules; without them to every participant.
@@ -301,6 +342,6 @@ impl StandingServicePolicy for StandingOperator {
             (None, None) => None,
         };
         let rate = estimate.unwrap_or(floor).clamp(floor, ceiling);
-        Ok(Price { rate, operator: self.output.clone() })
+        Ok(Price { rate, operator: self.output_of(&request.cohort_id) })
     }
 }

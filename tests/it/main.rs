@@ -31,6 +31,7 @@ mod chain_signals;
 mod chain_sources;
 mod check_cli;
 mod confirmations;
+mod control;
 mod cost;
 mod crash_participant;
 mod crash_service;

@@ -216,7 +216,7 @@ fn a_member_with_restored_older_state_sends_no_second_nonce() {
     let relay = Relay::anywhere();
     let recorder = Recorder::start(&relay.url);
     let arguments =
-        ["--relay", &relay.url, "--fallback-threshold", "2", "--on-timeout", "nonces=fall-back,after=15s"];
+        ["--relay", &relay.url, "--fallback-threshold", "2", "--on-timeout", "nonces=fall-back,after=30s"];
     let mut service = Service::once(&directory, 3, &arguments);
     let service_did = service.did.clone();
     let files = identities(&directory, 3);

@@ -212,7 +212,8 @@ impl World {
         let run = ran(&[&["resolve", did.as_str()][..], &reads].concat()).await;
         // Until a seat that was away has what it has missed, its DID does not resolve.
         let Ok(resolved) = serde_json::from_str::<Value>(&run.stdout) else { return false };
-        resolved["didDocumentMetadata"]["versionId"] == member.version.to_string()
+        let version = member.version.to_string();
+        resolved["didDocumentMetadata"]["versionId"] == version.as_str()
     }
 
     /// The victim has died, and starts again.

@@ -322,8 +322,11 @@ impl Announcements {
         Ok(starting)
     }
 
-    /// The cohorts whose announcement has a live stream.
-    async fn cohorts(&self) -> Result<Vec<CohortId>, JournalError> {
+    /// The cohorts whose announcement has a live stream: those that have not ended, and those whose end is not acknowledged.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn cohorts(&self) -> Result<Vec<CohortId>, JournalError> {
         let streams = self.0.settings.journal.streams().await?;
         let cohort_of = |stream: StreamId| match stream.kind() {
             StreamKind::Announcement(cohort_id) => Some(cohort_id),

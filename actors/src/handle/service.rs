@@ -3,14 +3,17 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use actix::{Actor, Addr};
 use btcr2_aggregation_protocol::{
     cohort::{event::CohortFailure, service::ServiceCohort},
     did::Did,
+    error::Reject,
     id::CohortId,
     identity::Identity,
+    time::Timestamp,
 };
 use tokio::sync::watch;
 
@@ -29,8 +32,8 @@ use crate::{
     policy::ServicePolicy,
     seats::Seats,
     service::{
-        AggregationService, Cancel, CohortJournal, Finalize, Inspect, LiveCohorts, OpenCohort, OpenCohortError,
-        ServiceSettings, ToCohort,
+        Advertise, AggregationService, Cancel, CohortJournal, Extend, Finalize, Inspect, LiveCohorts, OpenCohort,
+        OpenCohortError, ServiceSettings, ToCohort,
     },
     standing::StandingSettings,
     supervision::{Gone, Vitals},
@@ -316,6 +319,22 @@ impl Cohort {
     pub async fn finalize(&self) {
         // A cohort that is not running has formed, or has ended.
         let _ = self.address().send(ToCohort(self.cohort_id.clone(), Finalize)).await;
+    }
+
+    /// Gives the current phase `by` more time, and returns its new deadline. Never beyond the cohort's time limit, and not while its
+    /// members sign. `None` if the cohort is not running.
+    ///
+    /// # Errors
+    /// Why the phase cannot have more time.
+    pub async fn extend(&self, by: Duration) -> Option<Result<Timestamp, Reject>> {
+        self.address().send(ToCohort(self.cohort_id.clone(), Extend(by))).await.ok().flatten()
+    }
+
+    /// Withdraws the advert until it is advertised again, or advertises it again. Participants that have seen the advert may still opt in.
+    /// It is advertised after a restart. Does nothing once it has formed.
+    pub async fn advertise(&self, advertised: bool) {
+        // A cohort that is not running has no advert.
+        let _ = self.address().send(ToCohort(self.cohort_id.clone(), Advertise(advertised))).await;
     }
 
     /// Ends the cohort; its members receive the reason.

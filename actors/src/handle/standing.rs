@@ -138,6 +138,31 @@ impl StandingCohort {
         self.done(StandingRequest::OpenNow(kind)).await
     }
 
+    /// Opens no number from now on, or opens them again. One that is open goes on. Held over restarts.
+    ///
+    /// # Errors
+    /// [`StandingError::Refused`] before the cohort has formed, and the others.
+    pub async fn hold(&self, held: bool) -> Result<(), StandingError> {
+        self.done(StandingRequest::Hold(held)).await
+    }
+
+    /// Withdraws the advert until it is advertised again, or advertises it again. Participants that have seen the advert may still ask for
+    /// a seat. It is advertised after a restart.
+    ///
+    /// # Errors
+    /// [`StandingError::Refused`] once the cohort has formed, and the others.
+    pub async fn advertise(&self, advertised: bool) -> Result<(), StandingError> {
+        self.done(StandingRequest::Advertise(advertised)).await
+    }
+
+    /// Ends a cohort that has not formed: its candidates are notified.
+    ///
+    /// # Errors
+    /// [`StandingError::Refused`] once the cohort has formed, and the others.
+    pub async fn cancel(&self, reason: impl Into<String>) -> Result<(), StandingError> {
+        self.done(StandingRequest::Withdraw(reason.into())).await
+    }
+
     /// Names the cohort to which this one moves, when that has formed. [`OpportunityKind::Move`] then moves.
     ///
     /// # Errors

@@ -42,18 +42,18 @@ use btcr2_aggregation_protocol::{
     time::Timestamp,
 };
 
+pub(crate) use self::{
+    cohort::{Advertise, Cancel, Extend, Finalize, Inspect},
+    host::{LiveCohorts, ToCohort},
+    source::CohortJournal,
+    standing::{LiveStanding, OpenStanding, OpenSuccessor, ToStanding},
+};
 use self::{
     cohort::{Beginning, CohortActor},
     notices::reformed,
     recover::CohortGone,
     shared::{FormAgain, MemberMessage, SendAgain, ServiceShared},
     standing::StandingCohorts,
-};
-pub(crate) use self::{
-    cohort::{Cancel, Finalize, Inspect},
-    host::{LiveCohorts, ToCohort},
-    source::CohortJournal,
-    standing::{LiveStanding, OpenStanding, OpenSuccessor, ToStanding},
 };
 use crate::{
     bans::BanBook,

@@ -249,6 +249,13 @@ pub enum StandingNotice {
         /// The reason in words.
         detail: String,
     },
+    /// The operator has ended a cohort that had not formed.
+    StandingCancelled {
+        /// The cohort.
+        cohort_id: CohortId,
+        /// The operator's reason.
+        reason: String,
+    },
     /// A cohort cannot continue, although it has not ended.
     StandingHalted {
         /// The cohort.

@@ -6,7 +6,8 @@ use bitcoin::{FeeRate, Txid};
 
 use super::{
     Announcement, AnnouncementEvent as E, AnnouncementFailure as Failure, Announcing, Input, State,
-    change::BumpError, out_of_phase,
+    change::{BumpError, Child},
+    out_of_phase,
 };
 use crate::{
     chain::{Place, Spend},
@@ -86,9 +87,15 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
             // A transaction exists, whatever happened to it since.
             State::Announcing(_) | State::Final { .. } | State::Failed { .. } => {}
         },
+        Input::Bump { rate } => deciding.bump_now(*rate)?,
         Input::Tick => deciding.tick(),
     }
     Ok(deciding.facts)
+}
+
+/// The rate of a bump over one that pays `paid`.
+fn half_more(paid: FeeRate) -> FeeRate {
+    FeeRate::from_sat_per_kwu(paid.to_sat_per_kwu().saturating_mul(3) / 2)
 }
 
 /// The facts so far, and the state that they lead to.
@@ -226,8 +233,7 @@ impl Deciding {
         let height = self.next.sight.tip.map(|tip| tip.block.height);
         let waited = height.zip(announcing.patient_since).map_or(0, |(height, since)| height.saturating_sub(since));
         if announcing.refused_for_fee || waited >= patience {
-            let paid = announcing.bump().rate();
-            let half_more = FeeRate::from_sat_per_kwu(paid.to_sat_per_kwu().saturating_mul(3) / 2);
+            let half_more = half_more(announcing.bump().rate());
             let asked = estimate.map_or(half_more, |estimate| estimate.max(half_more));
             match self.next.rules.fees.above(minimum) {
                 Ok(fees) => self.bump_to(fees.hold(Some(asked))),
@@ -236,23 +242,48 @@ impl Deciding {
         }
     }
 
+    /// Bumps because the operator asks for it, whatever the blocks and the estimate indicate.
+    fn bump_now(&mut self, rate: Option<FeeRate>) -> Result<(), Reject> {
+        let Some(announcing) = self.announcing() else { return Err(out_of_phase("a bump", &self.next.state)) };
+        let refuse = |detail: String| Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
+        let (ours, other) = self.places();
+        if [ours, other.map(|(_, place)| place)].iter().any(|place| matches!(place, Some(Place::Block(_)))) {
+            return refuse("a transaction that spends its coin is in a block".to_owned());
+        }
+        let asked = rate.unwrap_or_else(|| half_more(announcing.bump().rate()));
+        let rate = self.next.rules.fees.hold(Some(asked));
+        match self.child_for(rate) {
+            Ok(child) => {
+                self.fact(E::ChildPlanned { at: self.at, child, rate });
+                Ok(())
+            }
+            Err(reason) => refuse(reason.to_string()),
+        }
+    }
+
     fn bump_to(&mut self, rate: FeeRate) {
-        let Some(announcing) = self.announcing() else { return };
+        if self.announcing().is_none() {
+            return;
+        }
+        match self.child_for(rate) {
+            Ok(child) => self.fact(E::ChildPlanned { at: self.at, child, rate }),
+            Err(reason) => self.bump_impossible(reason),
+        }
+    }
+
+    /// The child with which the announcement pays `rate`.
+    fn child_for(&self, rate: FeeRate) -> Result<Child, BumpError> {
+        let Some(announcing) = self.announcing() else { return Err(BumpError::NoChange) };
         let bump = announcing.bump();
         let change = match &self.next.rules.change {
             Change::To(script) if self.next.rules.change_is_ours => script.as_script(),
             // The beacon's coin is the members' to spend, and change to another address is its owner's.
             Change::To(_) | Change::Beacon => bitcoin::Script::new(),
         };
-        let planned = if rate <= bump.rate() {
-            Err(BumpError::AtCeiling)
-        } else {
-            bump.child_for(rate, self.next.rules.fees.ceiling(), change)
-        };
-        match planned {
-            Ok(child) => self.fact(E::ChildPlanned { at: self.at, child, rate }),
-            Err(reason) => self.bump_impossible(reason),
+        if rate <= bump.rate() {
+            return Err(BumpError::AtCeiling);
         }
+        bump.child_for(rate, self.next.rules.fees.ceiling(), change)
     }
 
     /// Reports once that the announcement cannot be bumped.

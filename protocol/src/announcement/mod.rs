@@ -138,6 +138,11 @@ pub enum Input {
         /// The reason.
         reason: String,
     },
+    /// The operator bumps the transaction now, within the bounds of its fees.
+    Bump {
+        /// The rate to pay; half more than now if none is given.
+        rate: Option<FeeRate>,
+    },
     /// Time has passed.
     Tick,
 }

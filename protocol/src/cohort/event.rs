@@ -49,8 +49,8 @@ pub enum ServiceEvent {
         /// The new deadline.
         until: Timestamp,
     },
-    /// A phase had lapsed while the service was down. Its members get this time to respond. Not counted as an
-    /// extension.
+    /// A phase had lapsed while the service was down, or the operator gave it more time. Its members get this time to
+    /// respond. Not counted as an extension.
     GraceGiven {
         /// When.
         at: Timestamp,

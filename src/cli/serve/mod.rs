@@ -2,16 +2,18 @@
 
 mod settings;
 mod standing;
+mod terms;
 mod values;
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, sync::Arc};
 
 use ::bitcoin::Amount;
 
 pub(super) use self::{settings::ServeArgs, values::Beacon};
 use self::{
     settings::ServeSettings,
-    values::{Chain, SeatsArg, TimeoutRule},
+    terms::{Base, DraftReader},
+    values::{Chain, SeatsArg},
 };
 use super::{
     Events, fail, identity_of,
@@ -22,17 +24,11 @@ use crate::{
     bitcoin::payout,
     cas,
     config::{self, Period, Span},
+    control::ControlConfig,
     error::ProgramError,
-    protocol::cohort::service::rules::{PhaseRule, TimedPhase},
+    protocol::network::Network,
     serve::{self, ChainConfig, Coins, ServeConfig, Tls},
 };
-
-/// How long a cohort waits by default for more than its least number of members: long enough for participants that
-/// watch the same advert, and short compared with a round.
-const SETTLE: Duration = Duration::from_secs(30);
-
-/// Longer than any program runs.
-const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 pub(super) fn main(args: ServeArgs) -> ExitCode {
     let outcome = config(args).and_then(|config| {
@@ -86,15 +82,25 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     let identity = identity_of(settings.identity.as_deref(), settings.secret_env.as_deref(), settings.network)
         .map_err(|error| ProgramError::Usage(error.to_string()))?;
     let network = settings.network.unwrap_or(identity.did().network());
-    let minimum = settings.min_participants.unwrap_or(2);
     let standing = standing::config(&settings, network)?;
+    let funding_window = match &coins {
+        Coins::Chain(chain) => Some(chain.funding_window),
+        Coins::Offline => None,
+    };
+    let base = Base { recovery_key: identity.public_key().x_only(), funding_window };
+    let of_rounds = terms::round(&settings, &base)?;
+    let advertises = standing.is_none() && (settings.control.is_none() || terms::describes_rounds(&settings));
+    let control = control(&settings, base, network)?;
     let tls = match (settings.tls_cert, settings.tls_key) {
         (Some(certificate), Some(key)) => Some(Tls { certificate, key }),
         (None, None) => None,
         _ => return Err(usage("--tls-cert and --tls-key go together")),
     };
     let mut config = ServeConfig::new(identity, network);
+    config.advertises = advertises;
     config.standing = standing;
+    config.terms = of_rounds;
+    config.control = control;
     let relays = RelaySettings {
         relays: settings.relay.unwrap_or_default(),
         look_back: settings.look_back,
@@ -120,44 +126,13 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         let store = location.store(cas::DEFAULT_TIMEOUT).map_err(|error| ProgramError::Usage(error.to_string()))?;
         config.publication.stores.push(store);
     }
-    config.beacon = settings.beacon.unwrap_or(Beacon::Cas).beacon_type();
-    config.min_participants = minimum;
-    let settle = settings.settle.map_or(SETTLE, |Span(span)| span);
-    // Without time for more members, a margin would only make admission depend on chance.
-    let margin = if settle.is_zero() { 0 } else { minimum.div_ceil(4) };
-    config.max_is_margin = settings.max_participants.is_none();
-    config.max_participants = settings.max_participants.unwrap_or(minimum.saturating_add(margin));
-    config.fallback_threshold = settings.fallback_threshold;
-    config.recovery_key = settings.recovery_key.unwrap_or(config.recovery_key);
-    config.recovery_sequence = settings.recovery_sequence.unwrap_or(config.recovery_sequence);
-    let span = |setting: Option<Period>, default| setting.map_or(default, |period: Period| period.0);
-    config.timing.cohort_ttl = span(settings.cohort_ttl, config.timing.cohort_ttl);
-    config.timing.phase_timeout = span(settings.phase_timeout, config.timing.phase_timeout);
-    config.timing.signing_timeout = span(settings.signing_timeout, config.timing.signing_timeout);
-    // 0s: advertise once.
-    let repeat = settings.advert_repeat.map_or(config.timing.advert_repeat, |Span(span)| span);
-    config.timing.advert_repeat = if repeat.is_zero() { NEVER } else { repeat };
     if let (Coins::Chain(chain), Some(change)) = (&mut config.coins, &settings.change) {
         let change =
             payout::change(change, network).map_err(|problem| usage(&format!("--change {change}: {problem}")))?;
         chain.change = Some(change);
     }
-    if let Coins::Chain(chain) = &config.coins.clone() {
-        if settings.state.is_none() {
-            return Err(usage(
-                "--chain needs --state DIR: without it a killed service would lose track of real coins",
-            ));
-        }
-        // Enrollment, updates and verdicts, then the time for funding the address.
-        let longest = config.timing.phase_timeout * 3 + chain.funding_window;
-        if settings.cohort_ttl.is_none() {
-            config.timing.cohort_ttl = config.timing.cohort_ttl.max(longest);
-        } else if config.timing.cohort_ttl <= chain.funding_window {
-            return Err(usage("--cohort-ttl must be longer than --funding-window: a cohort ends with it"));
-        }
-        let rule = config.rules.rule(TimedPhase::Transaction);
-        let rule = PhaseRule { timeout: Some(chain.funding_window), ..rule };
-        config.rules.set(TimedPhase::Transaction, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
+    if matches!(config.coins, Coins::Chain(_)) && settings.state.is_none() {
+        return Err(usage("--chain needs --state DIR: without it a killed service would lose track of real coins"));
     }
     config.cohorts = settings.cohorts;
     config.parallel = settings.parallel.unwrap_or(1).max(1);
@@ -166,11 +141,6 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.times = settings.times.unwrap_or(false);
     config.out = settings.out;
     config.state = settings.state;
-    for TimeoutRule(phase, rule) in settings.on_timeout.unwrap_or_default() {
-        config.rules.set(phase, rule).map_err(|error| ProgramError::Usage(error.to_string()))?;
-    }
-    config.rules.settle = settle;
-    config.rules.reformations = settings.reformations.unwrap_or(config.rules.reformations);
     config.allow_list = settings.allow_list;
     config.invites = settings.invites.unwrap_or(false);
     config.admit_funded = settings.admit_funded.map(Amount::from_sat);
@@ -181,7 +151,6 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     config.seats.address = seats(settings.address_seats, config.seats.address);
     config.seats.invite = seats(settings.invite_seats, config.seats.invite);
     config.seats.cool_down = settings.cool_down.map_or(config.seats.cool_down, |Span(time)| time);
-    config.rules.presence_check = settings.presence_check.unwrap_or(false);
     let http = &mut config.http;
     http.max_body = settings.max_body.unwrap_or(http.max_body);
     // The service must not promise a size that no request body can carry. Over relays, messages are never larger than the
@@ -219,4 +188,28 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         return Err(usage("--exit-when-done needs --cohorts, or it would never be done"));
     }
     Ok(config)
+}
+
+/// The control API that the settings describe, if they describe one.
+fn control(settings: &ServeSettings, base: Base, network: Network) -> Result<Option<ControlConfig>, ProgramError> {
+    let usage = |problem: &str| ProgramError::Usage(problem.to_owned());
+    let Some(listen) = settings.control.clone() else {
+        if settings.control_remote == Some(true) || settings.control_host.is_some() {
+            return Err(usage("--control-remote and --control-host need --control"));
+        }
+        return Ok(None);
+    };
+    if settings.state.is_none() {
+        return Err(usage("--control needs --state DIR, for its socket, tokens, templates and audit log"));
+    }
+    if settings.exit_when_done == Some(true) {
+        return Err(usage("--exit-when-done: not with --control, which can always ask for another cohort"));
+    }
+    let reader = DraftReader { settings: settings.clone(), base, network };
+    Ok(Some(ControlConfig {
+        listen,
+        remote: settings.control_remote.unwrap_or(false),
+        hosts: settings.control_host.clone().unwrap_or_default(),
+        reader: Arc::new(reader),
+    }))
 }

@@ -11,6 +11,7 @@ use crate::{
     cas::Location,
     cli::{Events, singleton::SatPerVb},
     config::{Period, Span, settings},
+    control::Listen,
     inputs,
     protocol::{id::CohortId, key::XOnlyKey, network::Network},
     serve::OnAlarm,
@@ -22,7 +23,9 @@ Examples:
     btcr2-aggregation serve --identity service.id --chain offline --min-participants 3 --max-participants 5
   Real announcements through a Bitcoin Core node, with everything stored in a directory:
     btcr2-aggregation serve --identity service.id --chain 'core=http://127.0.0.1:8332?cookie=/home/me/.bitcoin/.cookie' \\
-        --state service --out results";
+        --state service --out results
+  The same without cohorts until an operator asks for some (`ctl --help`):
+    btcr2-aggregation serve --identity service.id --chain ... --state service --out results --control";
 
 /// Runs an Aggregation Service over HTTP, over Nostr relays, or both.
 ///
@@ -358,6 +361,22 @@ settings! {
             /// $BTCR2_ALARM_TEXT. docs/operating.md lists the alarms.
             #[arg(long, value_name = "COMMAND|URL", env = "BTCR2_ON_ALARM", hide_env_values = true, hide_short_help = true)]
             on_alarm: OnAlarm,
+        }
+        "Control" {
+            /// Serve the control API: on a socket in the state directory, and at this address if one is given
+            ///
+            /// A loopback address, e.g. 127.0.0.1:8081, or the path of another socket. `ctl` uses it. Without terms of cohorts the service
+            /// waits until some are asked for. See docs/control.md.
+            #[arg(long, value_name = "ADDR|SOCKET", num_args = 0..=1, default_missing_value = "socket", env = "BTCR2_CONTROL")]
+            control: Listen,
+            /// Allow an address of --control that other machines reach; with --tls-cert and --tls-key only
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_CONTROL_REMOTE", hide_short_help = true)]
+            control_remote: bool,
+            /// A name by which the control API may be called, beside localhost and addresses
+            ///
+            /// May be given several times.
+            #[arg(long, value_name = "NAME", value_delimiter = ',', env = "BTCR2_CONTROL_HOST", hide_short_help = true)]
+            control_host: Vec<String>,
         }
         "Limits" {
             /// Most cohorts that run at once, formed or not [default: 256]

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
@@ -17,15 +16,13 @@ use tokio::{
 };
 
 use super::{MAX_LINE, Request, line_of_answer, parse};
+use crate::socket;
 
 /// The most connections at once.
 const MOST_CONNECTIONS: usize = 32;
 
 /// How long a connection may be silent, and how long an answer may take to be read.
 const IDLE: Duration = Duration::from_secs(60);
-
-/// The longest path of a socket on Linux, with the byte that ends it, is 108 bytes; on macOS 104.
-const MOST_PATH: usize = 103;
 
 /// Who answers requests.
 #[async_trait(?Send)]
@@ -45,19 +42,8 @@ impl Control {
     /// Opens the socket, which only its owner can connect to. One that is there is of an earlier process: the caller has the lock of the
     /// state directory.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        if path.as_os_str().len() > MOST_PATH {
-            let problem = format!("the path of a socket has at most {MOST_PATH} bytes: give a shorter --state DIR");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        // The directory is the owner's alone, so that no other user can connect before the mode is set.
-        let listener = UnixListener::bind(path)?;
-        let control = Self { listener, path: path.to_owned(), owner: std::fs::metadata(path)?.uid() };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(control)
+        let (listener, owner) = socket::listen(path)?;
+        Ok(Self { listener: UnixListener::from_std(listener)?, path: path.to_owned(), owner })
     }
 
     /// Answers until it is dropped.
@@ -88,14 +74,10 @@ impl Drop for Control {
     }
 }
 
-/// Why a peer gets no answers. The mode of the socket keeps others out; root, and users that another mode lets in, are refused here.
+/// Why a peer gets no answers.
 fn refusal(stream: &UnixStream, owner: u32, connections: usize) -> Option<String> {
-    match stream.peer_cred() {
-        Ok(peer) if peer.uid() != owner => Some("this socket is of another user".to_owned()),
-        Err(error) => Some(format!("who connects is not known: {error}")),
-        Ok(_) if connections >= MOST_CONNECTIONS => Some("too many connections".to_owned()),
-        Ok(_) => None,
-    }
+    let too_many = || (connections >= MOST_CONNECTIONS).then(|| "too many connections".to_owned());
+    socket::refusal(stream.peer_cred(), owner).or_else(too_many)
 }
 
 async fn connection(stream: UnixStream, backend: Rc<dyn Backend>, problem: Option<String>) {

@@ -22,7 +22,7 @@ fn new(identity: &Identity, note: &str) -> NewItem {
     // The same update each time: its proof, too.
     let mut rng = crate::actors::runtime::Randomness::Seeded([1; 32]).for_actor("test");
     let method = identity.verification_method();
-    let update = sign_update(&unsigned, identity.did(), &method, identity.secret_key(), &mut rng).unwrap();
+    let update = sign_update(&unsigned, identity.did(), method, identity.secret_key(), &mut rng).unwrap();
     let change = Change::of_patch(patch, &document).unwrap();
     NewItem { did: identity.did().clone(), change, update, allow_risky: false }
 }

@@ -13,7 +13,6 @@ async fn the_others_move_and_the_lost_seat_saves_its_dids_alone() {
     let terms = ["--beacon", "smt", "--respond-time", "5s", "--confirm-time", "5s"];
     let Some(mut world) = World::formed("drill-lost-key", 3, 3, &terms, "1").await else { return };
     let (cohort, old) = (world.cohort_id.clone(), world.address.clone());
-    world.settles();
     world.agents[2].stop();
     world.agents[2].loses_its_seed();
     // The cohort goes on, at the price of the fallback.

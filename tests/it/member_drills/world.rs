@@ -215,22 +215,6 @@ impl World {
         one.queue().await.last().unwrap()["id"].as_u64().unwrap()
     }
 
-    /// Every seat has answered a number that was opened after it has registered its DIDs: no claim of it is left.
-    pub fn settles(&mut self) {
-        let number = loop {
-            self.host.program().signal("-USR1");
-            let answer = self.host.program().any_where(|event| {
-                event["event"] == "number-opened"
-                    || event["event"] == "warning" && text(&event["message"]).contains("no number was opened")
-            });
-            if answer["event"] == "number-opened" {
-                break answer["number"].clone();
-            }
-        };
-        let idle = self.host.program().event_where("number-idle", |event| event["number"] == number);
-        assert_eq!(idle["absent"], serde_json::json!([]));
-    }
-
     /// Waits until a signed transaction is in the mempool.
     pub async fn sent(&mut self, signed: &Value) {
         let (until, txid) = (Instant::now() + PATIENCE, text(&signed["txid"]).parse().unwrap());

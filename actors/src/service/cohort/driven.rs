@@ -109,6 +109,7 @@ impl Driven for CohortActor {
     fn perform(&mut self, effect: ServiceEffect, ctx: &mut Context<Self>) {
         let policy = Arc::clone(&self.shared.policy);
         match effect {
+            ServiceEffect::Broadcast(_) if self.is_quiet() => {}
             ServiceEffect::Broadcast(body) => self.send(Outbound::Broadcast { body }),
             ServiceEffect::WithdrawAdvert => {
                 self.send(Outbound::WithdrawAdvert { cohort_id: self.cohort_id() });

@@ -4,6 +4,7 @@
 mod admission;
 mod charges;
 mod driven;
+mod operator;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -28,6 +29,7 @@ use btcr2_aggregation_protocol::{
 };
 use serde_json::Value;
 
+pub(crate) use self::operator::{Advertise, Extend};
 use super::{
     notices::{end_of, replayed},
     shared::{FaultFound, FormAgain, MemberMessage, SendAgain, ServiceShared, SigningEnded},
@@ -125,6 +127,8 @@ pub(crate) struct CohortActor {
     /// Whether the signing session that is started next was down with the service.
     was_down: bool,
     session: Option<Session>,
+    /// Whether the operator has paused the advert.
+    quiet: bool,
     restarts: Restarts,
     transcript: Transcript,
     evidence: EvidenceBook,
@@ -170,6 +174,7 @@ impl CohortActor {
             was_down: matches!(mode, StartMode::Resumed),
             mode,
             session: None,
+            quiet: false,
             restarts: Restarts::default(),
             transcript,
             evidence: EvidenceBook::default(),

@@ -181,6 +181,7 @@ impl Driven for StandingCohortActor {
             | CohortEvent::PendingReceived { .. }
             | CohortEvent::NumberOpened { .. }
             | CohortEvent::NumbersSkipped { .. }
+            | CohortEvent::Held { .. }
             | CohortEvent::Voided { .. } => return,
         };
         self.shared.notices.publish(notice);
@@ -189,6 +190,7 @@ impl Driven for StandingCohortActor {
     fn perform(&mut self, effect: CohortEffect, ctx: &mut Context<Self>) {
         let (policy, cohort_id) = (Arc::clone(&self.shared.policy), self.cohort_id().clone());
         match effect {
+            CohortEffect::Broadcast(_) if self.quiet => {}
             CohortEffect::Broadcast(message) => {
                 let outbound = Outbound::Broadcast { body: Body::from(message).into() };
                 self.shared.load.send(outbound, &self.outbound);

@@ -6,6 +6,7 @@ mod charges;
 mod driven;
 mod moving;
 mod number;
+mod operator;
 mod record;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -146,6 +147,12 @@ pub(crate) enum StandingRequest {
     Finalize,
     /// Open a number now, within the cadence.
     OpenNow(OpportunityKind),
+    /// Open no number until it is released, or release it.
+    Hold(bool),
+    /// Advertise the cohort, or stop to, before it has formed.
+    Advertise(bool),
+    /// End the cohort before it has formed.
+    Withdraw(String),
     /// Name the cohort to which this one moves.
     NameSuccessor(Arc<NewCohort>),
     /// A coin, or a spend: for a service without a chain.
@@ -196,6 +203,8 @@ pub(crate) struct StandingCohortActor {
     coins: Option<(Addr<CoinWatch>, Lease)>,
     /// The rows whose control the host is checking, by seat.
     checks: BTreeSet<(Did, [u8; 32])>,
+    /// Whether the operator has paused the advert.
+    quiet: bool,
     /// The rejection of the host's last request.
     refused: Option<Reject>,
     is_host: bool,
@@ -230,6 +239,7 @@ impl StandingCohortActor {
                 applicants: Applicants::default(),
                 coins: None,
                 checks: BTreeSet::new(),
+                quiet: false,
                 refused: None,
                 is_host: false,
                 restarts: Restarts::default(),
@@ -411,6 +421,9 @@ impl Handler<StandingRequest> for StandingCohortActor {
                 let allowed = self.engine.machine().may_open(now, kind);
                 allowed.and_then(|()| self.feed_own(CohortInput::OpenNow { kind }, ctx))
             }
+            StandingRequest::Hold(held) => self.feed_own(CohortInput::Hold { held }, ctx),
+            StandingRequest::Advertise(advertised) => self.set_advertised(advertised, ctx),
+            StandingRequest::Withdraw(reason) => self.withdraw(&reason, ctx),
             StandingRequest::NameSuccessor(new) => self.name_successor(&new, ctx),
             StandingRequest::News(news) => {
                 self.feed(*news, ctx);

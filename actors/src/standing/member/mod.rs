@@ -293,7 +293,7 @@ impl MemberActor {
             return;
         };
         let is_signed = |one: &Succession| one.is_signed(advert.terms.network, from, &advert.cohort_id);
-        if advert.succeeds.as_ref().is_some_and(|succession| !is_signed(succession)) {
+        if advert.succeeds.as_deref().is_some_and(|succession| !is_signed(succession)) {
             return;
         }
         let terms = Arc::new(advert.terms.clone());
@@ -302,7 +302,7 @@ impl MemberActor {
             service: from.clone(),
             cohort_id: advert.cohort_id.clone(),
             terms: Arc::clone(&terms),
-            succeeds: advert.succeeds.clone(),
+            succeeds: advert.succeeds.as_deref().cloned(),
         };
         if !reasons.is_empty() {
             return self.decline(offer, reasons);

@@ -116,6 +116,18 @@ impl ServiceCohort {
         self.config.terms.can_form(members)
     }
 
+    /// Whether the cohort can be formed of the members that were admitted so far.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_form(&self) -> Result<(), Reject> {
+        match &self.phase {
+            Phase::Enrolling(enrolling) if self.can_form(enrolling.admitted()) => Ok(()),
+            Phase::Enrolling(_) => Err(Reject::out_of_phase("finalizing", "enrolling, with too few members")),
+            phase => Err(Reject::out_of_phase("finalizing", phase.name())),
+        }
+    }
+
     /// Forms the cohort with the admitted members, and with `also`, which is being admitted now.
     pub(super) fn form(&self, now: Timestamp, also: Option<&Did>) -> Vec<ServiceEvent> {
         let Phase::Enrolling(enrolling) = &self.phase else { return Vec::new() };

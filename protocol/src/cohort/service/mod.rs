@@ -13,7 +13,7 @@ pub mod rules;
 mod updates;
 mod validation;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use bitcoin::{Amount, Transaction};
 use rand_core::CryptoRng;
@@ -80,6 +80,11 @@ pub enum ServiceInput {
     Abort(Fatal),
     /// The host ends the cohort.
     Cancel(String),
+    /// The host gives the current phase more time.
+    Extend {
+        /// How much, from its deadline on.
+        by: Duration,
+    },
     /// The service has restarted after a time in which no member could reach it. Fed once, before the effects of
     /// [`Machine::resume`] are performed. Not fed after a panic of an actor, which could otherwise postpone its
     /// deadline without limit.
@@ -350,8 +355,7 @@ impl Machine for ServiceCohort {
             ServiceInput::Message(message) => self.on_message(now, message, rng),
             ServiceInput::AdmissionDecided { did, admission } => Ok(self.on_admission(now, did, admission)),
             ServiceInput::Finalize => match &self.phase {
-                Phase::Enrolling(enrolling) if self.can_form(enrolling.admitted()) => Ok(self.form(now, None)),
-                Phase::Enrolling(_) => Err(Reject::out_of_phase("finalizing", "enrolling, with too few members")),
+                Phase::Enrolling(_) => self.may_form().map(|()| self.form(now, None)),
                 // The host may answer while the cohort is already being formed.
                 _ => Ok(Vec::new()),
             },
@@ -379,6 +383,10 @@ impl Machine for ServiceCohort {
                 Ok(self.fail(now, CohortFailure::Cancelled { reason: reason.clone() }))
             }
             ServiceInput::Abort(_) | ServiceInput::Cancel(_) => Ok(Vec::new()),
+            ServiceInput::Extend { by } => {
+                let (phase, until) = self.extended(*by)?;
+                Ok(vec![ServiceEvent::GraceGiven { at: now, phase, until }])
+            }
             ServiceInput::Resumed => Ok(self.on_resumed(now)),
             ServiceInput::Tick => Ok(self.on_tick(now, &BTreeMap::new(), rng)),
             ServiceInput::Lapsed { undelivered } => Ok(self.on_tick(now, undelivered, rng)),

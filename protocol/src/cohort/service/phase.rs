@@ -237,6 +237,19 @@ impl Phase {
         })
     }
 
+    /// When the present phase must be complete, if it must.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        match self {
+            Self::Planned | Self::Completed { .. } | Self::Failed { .. } => None,
+            Self::Enrolling(enrolling) => Some(enrolling.deadline),
+            Self::CollectingUpdates { deadline, .. }
+            | Self::Validating { deadline, .. }
+            | Self::AwaitingTransaction { deadline, .. }
+            | Self::CheckingPresence { deadline, .. }
+            | Self::Signing { deadline, .. } => Some(*deadline),
+        }
+    }
+
     fn deadline_mut(&mut self) -> Option<&mut Timestamp> {
         match self {
             Self::Planned | Self::Completed { .. } | Self::Failed { .. } => None,

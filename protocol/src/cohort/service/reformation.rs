@@ -1,6 +1,6 @@
 //! When a phase cannot be completed: more time, a new cohort without the missing members, or the end.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rand_core::CryptoRng;
 
@@ -15,6 +15,7 @@ use crate::{
         event::{CohortFailure, ServiceEvent},
     },
     did::Did,
+    error::{Reject, RejectCode},
     id::CohortId,
     time::Timestamp,
 };
@@ -101,6 +102,33 @@ impl ServiceCohort {
         let until = terms.deadline(phase, now, self.started);
         let left = self.extensions < terms.rules.rule(phase).extensions && until > now;
         left.then_some(ServiceEvent::PhaseExtended { at: now, phase, until })
+    }
+
+    /// The phase and its deadline if the host gives it more time. Never beyond the cohort's TTL, which its members wait for too.
+    ///
+    /// # Errors
+    /// Why it cannot have more.
+    pub fn extended(&self, by: Duration) -> Result<(TimedPhase, Timestamp), Reject> {
+        let refuse = |detail: String| Reject { code: RejectCode::WrongPhase, peer: None, detail };
+        let (phase, deadline) = match (&self.phase, self.phase.timed()) {
+            (Phase::Signing { .. }, _) => {
+                return Err(refuse(
+                    "members that sign have deadlines of their own, which were sent to them".to_owned(),
+                ));
+            }
+            (phase, Some(timed)) => (timed, phase.deadline()),
+            (phase, None) => return Err(Reject::out_of_phase("more time", phase.name())),
+        };
+        let deadline = deadline.ok_or_else(|| Reject::out_of_phase("more time", self.phase.name()))?;
+        let latest = match phase {
+            TimedPhase::Presence => Timestamp::NEVER,
+            _ => self.started + self.config.terms.timing.cohort_ttl,
+        };
+        let until = (deadline + by).min(latest);
+        if until <= deadline {
+            return Err(refuse("the phase lasts to the end of the cohort's time limit already".to_owned()));
+        }
+        Ok((phase, until))
     }
 
     fn on_expiry(

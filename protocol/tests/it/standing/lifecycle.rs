@@ -111,6 +111,22 @@ fn an_absent_seat_costs_a_deadline_and_the_larger_fee() {
     world.assert_invariants();
 }
 
+/// A seat claims that it has an update, and is silent from then on: numbers are not opened for its sake without end.
+#[test]
+fn the_claim_of_a_silent_seat_opens_two_numbers() {
+    let mut world = World::formed(15, &proceeding(StandingBeacon::Cas), 3, 1);
+    world.wants(2, &[0]);
+    world.seats[2].is_away = true;
+    world.pass(48 * 3600);
+    assert_eq!(world.service.ends.len(), 2);
+    assert!(world.service.ends.values().all(|end| matches!(end, NumberEnd::Idle { .. })));
+    world.seats[2].is_away = false;
+    world.reconnect(2);
+    world.wants(2, &[0]);
+    world.pass(2 * 3600);
+    signed(&world, 3, Mode::Key, 3);
+}
+
 #[test]
 fn a_seat_that_is_away_at_the_confirmation_is_left_out_of_the_next_number() {
     let mut world = World::formed(5, &proceeding(StandingBeacon::Cas), 3, 1);

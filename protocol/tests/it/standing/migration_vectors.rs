@@ -49,7 +49,7 @@ fn the_formats_of_migration_are_as_recorded() {
         cohort_id: successor_id.clone(),
         communication_pk: Bytes(key.public_key().to_bytes()),
         terms: new.terms.clone(),
-        succeeds: Some(succession.clone()),
+        succeeds: Some(Box::new(succession.clone())),
     };
     let formed = SuccessorFormed { cohort_id: context.cohort_id.clone(), successor: Box::new(successor.clone()) };
     assert!(succession.is_signed(NETWORK, &old.service, &successor_id));

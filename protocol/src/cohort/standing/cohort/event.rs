@@ -90,6 +90,11 @@ pub enum CohortInput {
         /// What it does.
         kind: OpportunityKind,
     },
+    /// The host opens no number until it is released, or releases it.
+    Hold {
+        /// Whether it is held.
+        held: bool,
+    },
     /// Time has passed.
     Tick,
 }
@@ -225,6 +230,13 @@ pub enum CohortEvent {
         at: Timestamp,
         /// The highest used number.
         to: u64,
+    },
+    /// The host holds the cohort: no number opens; or it has released it.
+    Held {
+        /// When.
+        at: Timestamp,
+        /// Whether it is held.
+        held: bool,
     },
     /// An announcement is final.
     Confirmed {

@@ -31,7 +31,7 @@ use super::{
     opportunity::{Opportunity, TransactionHex},
     roster::{Roster, Row},
     successor::Succession,
-    terms::{Registration, StandingTerms},
+    terms::StandingTerms,
 };
 use crate::{
     cohort::conditions::ConditionProblem,
@@ -102,6 +102,8 @@ struct Running {
     failures: u32,
     /// Whether the next number is signed by k seats.
     by_fallback: bool,
+    /// Whether the host lets no number open.
+    held: bool,
     coins: Coins,
     /// The last end, for a seat that has missed it.
     ended: Option<(u64, NumberEnd)>,
@@ -176,6 +178,11 @@ impl StandingCohort {
         self.running()?.open.as_ref().map(|open| open.opportunity.number)
     }
 
+    /// Whether the host lets no number open.
+    pub fn is_held(&self) -> bool {
+        self.running().is_some_and(|running| running.held)
+    }
+
     /// The highest number that was used.
     pub fn last_number(&self) -> u64 {
         self.running().map_or(0, |running| running.last)
@@ -197,7 +204,7 @@ impl StandingCohort {
             cohort_id: self.config.cohort_id.clone(),
             communication_pk: Bytes(self.config.service_key.to_bytes()),
             terms: (*self.config.terms).clone(),
-            succeeds: self.succeeds.clone(),
+            succeeds: self.succeeds.clone().map(Box::new),
         }
         .into()
     }
@@ -212,18 +219,7 @@ impl StandingCohort {
         }
         match message {
             StandingMessage::SeatOptIn(opt_in) => self.on_opt_in(now, from, opt_in),
-            StandingMessage::RegisterRows(asked) => {
-                self.seat(from)?;
-                if asked.rows.is_empty() || asked.rows.len() > super::message::MAX_PART_ENTRIES {
-                    return Err(Reject::new(RejectCode::Malformed, from, "1 to 256 rows expected"));
-                }
-                if self.config.terms.registration == Registration::Proven {
-                    // See `check_control`.
-                    return Ok(Vec::new());
-                }
-                let rows: Vec<_> = asked.rows.iter().map(|row| (row.clone(), None)).collect();
-                self.settle(now, from, &rows)
-            }
+            StandingMessage::RegisterRows(asked) => self.on_register(now, from, &asked.rows),
             StandingMessage::RowsReturned(returned) => self.on_rows_returned(now, from, returned),
             StandingMessage::Pending(_) => {
                 let (running, seat) = self.seat(from)?;
@@ -300,6 +296,7 @@ impl Machine for StandingCohort {
             CohortInput::OpportunitySigned(opportunity) => self.on_signed(now, opportunity),
             CohortInput::NumberEnded { number, end } => self.on_number_ended(now, *number, end),
             CohortInput::OpenNow { kind } => self.open_now(now, *kind),
+            CohortInput::Hold { held } => self.on_hold(now, *held),
             CohortInput::Tick => Ok(self.on_tick(now)),
         }
     }
@@ -332,6 +329,7 @@ impl Machine for StandingCohort {
                 opened: None,
                 failures: 0,
                 by_fallback: false,
+                held: false,
                 coins: Coins::default(),
                 ended: None,
                 migration: Migration::default(),

@@ -23,7 +23,8 @@ impl StandingCohort {
     /// When the next number may open; `None` while one is open, nothing asks for one, or there is no coin.
     pub(super) fn next_opening(&self) -> Option<Timestamp> {
         let running = self.running()?;
-        if running.open.is_some()
+        if running.held
+            || running.open.is_some()
             || running.coins.next().is_none()
             || running.migration.has_moved() && running.failures == 0
             || running.coins.depth() >= usize::from(self.config.terms.max_unconfirmed)
@@ -101,6 +102,9 @@ impl StandingCohort {
         let fault =
             |detail: &str| Err(Reject { code: RejectCode::WrongPhase, peer: None, detail: detail.to_owned() });
         let Some(running) = self.running() else { return fault("the cohort has not formed") };
+        if running.held {
+            return fault("the operator holds the cohort: release it first");
+        }
         if running.open.is_some() {
             return fault("a number is open");
         }
@@ -120,6 +124,15 @@ impl StandingCohort {
             Some(event) => Ok(vec![event]),
             None => fault("there is no coin, or too many announcements are unconfirmed"),
         }
+    }
+
+    /// The host's own decision that no number opens, e.g. during maintenance. One that is open goes on.
+    pub(super) fn on_hold(&self, now: Timestamp, held: bool) -> Decided {
+        let Some(running) = self.running() else {
+            let detail = "the cohort has not formed".to_owned();
+            return Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
+        };
+        Ok(if running.held == held { Vec::new() } else { vec![CohortEvent::Held { at: now, held }] })
     }
 
     /// A number of this kind on these coins. Several are joined by a refresh: also those that one has tried to join, and failed.
@@ -222,6 +235,7 @@ impl Running {
                 self.opened = Some(*at);
             }
             CohortEvent::NumberEnded { number, end, .. } => self.end(*number, end),
+            CohortEvent::Held { held, .. } => self.held = *held,
             CohortEvent::NumbersSkipped { to, .. } => self.last = self.last.max(*to),
             CohortEvent::SuccessorNamed { successor, output, .. } => self.migration.name(successor, output),
             CohortEvent::Confirmed { number, .. } => {
@@ -242,9 +256,16 @@ impl Running {
 
     fn end(&mut self, number: u64, end: &NumberEnd) {
         let Some(open) = self.open.take() else { return };
-        // What a silent seat has announced to have is still to come; of a failed number that of all.
-        let silent =
-            |seats: &[PublicKey]| open.pending.iter().filter(|seat| seats.contains(seat)).copied().collect();
+        // What a silent seat has announced to have is still to come, in the next number; of a failed number that of all. One that is silent there
+        // too claims again when it is back: numbers for its sake must not follow one on the other, and leave no time for a move.
+        let was_silent: Vec<PublicKey> = match &self.ended {
+            Some((_, NumberEnd::Idle { absent, .. } | NumberEnd::Signed { absent, .. })) => absent.clone(),
+            _ => Vec::new(),
+        };
+        let still = |seat: &&PublicKey| !was_silent.contains(seat);
+        let silent = |seats: &[PublicKey]| {
+            open.pending.iter().filter(|seat| seats.contains(seat)).filter(still).copied().collect()
+        };
         let left: BTreeSet<PublicKey> = match end {
             NumberEnd::Idle { absent, .. } | NumberEnd::Signed { absent, .. } => silent(absent),
             NumberEnd::Failed { .. } => open.pending.clone(),

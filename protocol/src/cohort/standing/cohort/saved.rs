@@ -45,6 +45,8 @@ pub struct SavedCohort {
     opened: Option<Timestamp>,
     failures: u32,
     by_fallback: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    held: bool,
     coins: Coins,
     ended: Option<(u64, NumberEnd)>,
     #[serde(default)]
@@ -83,6 +85,7 @@ impl StandingCohort {
             opened: running.opened,
             failures: running.failures,
             by_fallback: running.by_fallback,
+            held: running.held,
             coins: running.coins,
             ended: running.ended,
             migration: running.migration,
@@ -118,6 +121,7 @@ impl StandingCohort {
             opened: saved.opened,
             failures: saved.failures,
             by_fallback: saved.by_fallback,
+            held: saved.held,
             coins: saved.coins.clone(),
             ended: saved.ended.clone(),
             migration: saved.migration.clone(),

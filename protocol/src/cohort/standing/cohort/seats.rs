@@ -43,6 +43,15 @@ impl StandingCohort {
         matches!(&self.phase, Phase::Enrolling { candidates } if candidates.contains_key(did))
     }
 
+    /// Who has asked for a seat, and whether it was admitted, before the cohort has formed.
+    pub fn candidates(&self) -> impl Iterator<Item = (&Did, bool)> {
+        let candidates = match &self.phase {
+            Phase::Enrolling { candidates } => Some(candidates),
+            Phase::Running(_) => None,
+        };
+        candidates.into_iter().flatten().map(|(did, candidate)| (did, candidate.admitted))
+    }
+
     pub(super) fn on_opt_in(&self, now: Timestamp, from: &Did, opt_in: &SeatOptIn) -> Decided {
         let reject = |code, detail: &str| Err(Reject::new(code, from, detail));
         let Phase::Enrolling { candidates } = &self.phase else {
@@ -222,6 +231,19 @@ impl StandingCohort {
         let running = self.running().ok_or_else(|| Reject::new(RejectCode::WrongPhase, from, "not formed yet"))?;
         let seat = running.seats.iter().find(|(_, did)| *did == from).map(|(seat, _)| *seat);
         Ok((running, seat.ok_or_else(|| Reject::new(RejectCode::NotAMember, from, "no seat of this cohort"))?))
+    }
+
+    pub(super) fn on_register(&self, now: Timestamp, from: &Did, asked: &[AskedRow]) -> Decided {
+        self.seat(from)?;
+        if asked.is_empty() || asked.len() > MAX_PART_ENTRIES {
+            return Err(Reject::new(RejectCode::Malformed, from, "1 to 256 rows expected"));
+        }
+        if self.config.terms.registration == Registration::Proven {
+            // See `check_control`.
+            return Ok(Vec::new());
+        }
+        let rows: Vec<_> = asked.iter().map(|row| (row.clone(), None)).collect();
+        self.settle(now, from, &rows)
     }
 
     /// The check that proven registration needs of a message with rows.

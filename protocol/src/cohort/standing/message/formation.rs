@@ -28,7 +28,7 @@ pub struct StandingAdvert {
     pub terms: StandingTerms,
     /// The cohort that it succeeds, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub succeeds: Option<Succession>,
+    pub succeeds: Option<Box<Succession>>,
 }
 
 /// `standing/opt_in`.

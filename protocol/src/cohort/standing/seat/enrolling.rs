@@ -59,7 +59,8 @@ impl Seat {
 
     pub(super) fn on_refused(&self, now: Timestamp, refused: &SeatRefused) -> Vec<SeatEvent> {
         match self.enrolment {
-            Enrolment::Asked(_) => {
+            // A promised seat too: the operator has cancelled the cohort before it has formed.
+            Enrolment::Asked(_) | Enrolment::Accepted(_) => {
                 let reason = crate::text::shown_within(&refused.reason, 200).into_owned();
                 vec![SeatEvent::Refused { at: now, reason }]
             }

@@ -1,0 +1,142 @@
+//! Coins and announcements: what is wanted, what is paid, what is on its way.
+
+use ::bitcoin::FeeRate;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        answer::{Answer, Refusal, failed, invalid, ok},
+        call::Call,
+    },
+    standing,
+};
+use crate::{
+    actors::announcement::Announcements,
+    bitcoin::{
+        announcement::{Announcement, Need, State},
+        fees::sat_per_vb,
+    },
+    protocol::{
+        cohort::standing::{Mode, announcement_vsize},
+        id::CohortId,
+    },
+    serve::orders::Order,
+};
+
+/// The rate that the chain estimates, within the bounds of the operator.
+async fn rate(announcements: &Announcements) -> FeeRate {
+    let fees = announcements.rules().fees;
+    let estimate = announcements.settings().chain.fee_estimate(fees.target()).await.ok().flatten();
+    fees.first(estimate)
+}
+
+/// The state as a word.
+const fn state(state: &State) -> &'static str {
+    match state {
+        State::Planned => "planned",
+        State::Funding { .. } => "funding",
+        State::Signing { .. } => "signing",
+        State::Announcing(_) => "announcing",
+        State::Final { .. } => "final",
+        State::Failed { .. } => "failed",
+    }
+}
+
+async fn view(call: &Call, cohort_id: &CohortId, announcement: &Announcement, rate: FeeRate) -> Value {
+    let machine = call.shared.service.cohort(cohort_id).inspect().await;
+    let output = machine.as_ref().and_then(|machine| machine.phase().formed()).map(|formed| formed.output.clone());
+    let mut shown = json!({ "cohortId": cohort_id, "state": state(announcement.state()) });
+    if let Some(output) = &output {
+        shown["beaconAddress"] = json!(output.address());
+    }
+    shown["unspent"] = json!(announcement.sight().unspent().to_sat());
+    match announcement.state() {
+        State::Funding { deadline } => {
+            shown["deadline"] = json!(deadline);
+            let need = output.as_ref().and_then(|output| Need::of(output, announcement.rules(), rate).ok());
+            shown["wanted"] = json!(need.map(|need| json!({
+                "atLeast": need.at_least.to_sat(), "suggested": need.suggested.to_sat(), "feeRate": sat_per_vb(rate),
+            })));
+        }
+        State::Signing { deadline, .. } => shown["deadline"] = json!(deadline),
+        State::Announcing(announcing) => {
+            let bump = announcing.bump();
+            shown["txid"] = json!(announcing.txid);
+            shown["fee"] = json!(bump.parent_fee.to_sat());
+            shown["feeRate"] = json!(sat_per_vb(bump.rate()));
+            shown["child"] = json!(announcing.child.as_ref().map(|child| child.transaction.compute_txid()));
+            shown["confirmed"] =
+                json!(announcing.confirmed.map(|(block, depth)| json!({ "block": block, "depth": depth })));
+            shown["bumpImpossible"] = json!(announcing.bump_impossible);
+        }
+        State::Final { txid, paid, .. } => {
+            shown["txid"] = json!(txid);
+            shown["fee"] = json!((paid.fee + paid.child_fee).to_sat());
+        }
+        State::Failed { failure } => shown["reason"] = json!(failure.to_string()),
+        State::Planned => {}
+    }
+    shown
+}
+
+pub(crate) async fn list(call: &Call) -> Answer {
+    let (mut announcements, mut wanted_rate) = (Vec::new(), None);
+    if let Some(known) = &call.shared.announcements {
+        let rate = rate(known).await;
+        wanted_rate = Some(sat_per_vb(rate));
+        for cohort_id in known.cohorts().await.map_err(failed)? {
+            if let Ok(announcement) = known.inspect(&cohort_id).await {
+                announcements.push(view(call, &cohort_id, &announcement, rate).await);
+            }
+        }
+    }
+    let mut cohorts = Vec::new();
+    for cohort in call.shared.service.standing_cohorts().await {
+        let Some(machine) = cohort.inspect().await.filter(|machine| machine.has_formed()) else { continue };
+        let mut shown = standing::view(call, &machine);
+        let (terms, seats) = (&machine.config().terms, machine.seats().count());
+        if let Value::Object(fields) = &mut shown {
+            fields.retain(|name, _| {
+                matches!(
+                    name.as_str(),
+                    "cohortId" | "beaconAddress" | "coins" | "unconfirmed" | "announcementsLeft"
+                )
+            });
+        }
+        shown["announcementVsize"] = json!({
+            "byKey": announcement_vsize(terms, seats, Mode::Key), "byFallback": announcement_vsize(terms, seats, Mode::Fallback),
+        });
+        cohorts.push(shown);
+    }
+    ok(json!({ "feeRate": wanted_rate, "announcements": announcements, "standing": cohorts }))
+}
+
+pub(crate) async fn bump(call: &Call) -> Answer {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    struct Body {
+        fee_rate: Option<f64>,
+    }
+    let body: Body = call.body()?;
+    let rate = match body.fee_rate {
+        Some(rate) if rate.is_finite() && (1.0..=100_000.0).contains(&rate) => {
+            // 1 sat/vB is 250 sat for a thousand weight units.
+            Some(FeeRate::from_sat_per_kwu((rate * 250.0).ceil() as u64))
+        }
+        Some(_) => return Err(invalid(Some("feeRate"), "1 to 100000 sat/vB expected")),
+        None => None,
+    };
+    let cohort_id = call.cohort_id()?;
+    let known = match &call.shared.announcements {
+        Some(announcements) => announcements.cohorts().await.map_err(failed)?.contains(&cohort_id),
+        None => false,
+    };
+    if !known {
+        return Err(Refusal::NotFound(format!("there is no announcement of cohort {cohort_id}")));
+    }
+    let target = cohort_id.clone();
+    let order = call.shared.order(|done| Order::Bump { cohort_id, rate, done });
+    call.change("coins.bump", Some(target.as_str()), json!({ "feeRate": body.fee_rate }), order).await?;
+    ok(json!({ "cohortId": target, "ok": true }))
+}

@@ -1,0 +1,113 @@
+//! The API as it is mounted: the gate, the body, the route, and the answer.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::HeaderName,
+    web::{self, Bytes, BytesMut, Data, Payload, ServiceConfig},
+};
+use futures::StreamExt;
+use serde_json::Value;
+
+use super::{
+    answer::{Answer, Refusal, response},
+    gate::Origin,
+    routes,
+    shared::Shared,
+};
+use crate::{
+    actors::transport::connections::{Connections, Proxies},
+    serve::web::Site,
+};
+
+/// The largest body, in bytes.
+const MOST_BODY: usize = 64 << 10;
+
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// No proxy is trusted: failed logins count for the address that connects.
+const PROXIES: Proxies = Proxies::None;
+
+/// The user at the end of a connection to the socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) u32);
+
+/// What is served.
+#[derive(Clone)]
+pub(crate) struct ControlSite(pub(crate) Arc<Shared>);
+
+impl Site for ControlSite {
+    fn connections(&self) -> &Connections {
+        &self.0.connections
+    }
+
+    fn proxies(&self) -> &Proxies {
+        &PROXIES
+    }
+
+    fn mount(&self, app: &mut ServiceConfig) {
+        app.app_data(Data::from(Arc::clone(&self.0))).default_service(web::to(handle));
+    }
+}
+
+async fn handle(shared: Data<Shared>, request: HttpRequest, payload: Payload) -> HttpResponse {
+    response(answer(&shared.into_inner(), &request, payload).await)
+}
+
+async fn answer(shared: &Arc<Shared>, request: &HttpRequest, payload: Payload) -> Answer {
+    if shared.stopping.load(Ordering::Relaxed) {
+        return Err(Refusal::Busy("the service is stopping"));
+    }
+    let origin = match (request.conn_data::<Peer>(), request.peer_addr()) {
+        (Some(Peer(uid)), _) => Origin::Socket { uid: *uid },
+        (None, Some(peer)) => Origin::Address(peer.ip()),
+        (None, None) => return Err(Refusal::Unauthorized),
+    };
+    let who = shared.gate.admit(origin, request.uri(), request.headers(), shared.clock.now())?;
+    let found = routes::find(request.method(), request.uri().path())?;
+    found.allows(&who)?;
+    let query = web::Query::<BTreeMap<String, String>>::from_query(request.query_string());
+    let query = query.map_err(|error| super::answer::invalid(None, error))?.into_inner();
+    let body = if found.takes_body() {
+        let read = tokio::time::timeout(BODY_TIMEOUT, read(payload)).await;
+        parse(&read.unwrap_or(Err(Refusal::Slow))?)?
+    } else {
+        None
+    };
+    let last = request.headers().get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+    found.answer(Arc::clone(shared), who, query, body, last).await
+}
+
+fn parse(body: &[u8]) -> Result<Option<Value>, Refusal> {
+    if body.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(body).map(Some).map_err(|error| Refusal::NotJson(format!("JSON expected: {error}")))
+}
+
+/// The whole body, if it is not too large. Of a larger one a part is read and discarded, so that the client, which is still sending,
+/// receives the answer instead of a broken connection.
+async fn read(mut payload: Payload) -> Result<Bytes, Refusal> {
+    let (mut body, mut length) = (BytesMut::new(), 0);
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| Refusal::Slow)?;
+        length += chunk.len();
+        if length <= MOST_BODY {
+            body.extend_from_slice(&chunk);
+        } else {
+            body = BytesMut::new();
+        }
+        if length > MOST_BODY * 4 {
+            break;
+        }
+    }
+    if length > MOST_BODY { Err(Refusal::TooLarge) } else { Ok(body.freeze()) }
+}

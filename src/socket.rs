@@ -1,0 +1,42 @@
+//! UNIX sockets in state directories, for the directory's owner alone.
+#![cfg(unix)]
+
+use std::{
+    io,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        net::UnixListener,
+    },
+    path::Path,
+};
+
+/// The longest path of a socket on Linux, with the byte that ends it, is 108 bytes; on macOS 104.
+const MOST_PATH: usize = 103;
+
+/// Opens a socket to which only its owner can connect; returns the owner. One that is there is of an earlier process: the caller has the
+/// lock of the state directory.
+pub(crate) fn listen(path: &Path) -> io::Result<(UnixListener, u32)> {
+    if path.as_os_str().len() > MOST_PATH {
+        let problem = format!("the path of a socket has at most {MOST_PATH} bytes: give a shorter --state DIR");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The directory is the owner's alone, so that no other user can connect before the mode is set.
+    let listener = UnixListener::bind(path)?;
+    let owner = std::fs::metadata(path)?.uid();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok((listener, owner))
+}
+
+/// Why a peer gets no answers. The mode of the socket keeps others out; root, and users that another mode lets in, are refused here.
+pub(crate) fn refusal(peer: io::Result<tokio::net::unix::UCred>, owner: u32) -> Option<String> {
+    match peer {
+        Ok(peer) if peer.uid() != owner => Some("this socket is of another user".to_owned()),
+        Err(error) => Some(format!("who connects is not known: {error}")),
+        Ok(_) => None,
+    }
+}

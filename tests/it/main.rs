@@ -56,10 +56,14 @@ mod member_backup;
 mod member_costs;
 #[cfg(unix)]
 mod member_drills;
+#[cfg(target_os = "linux")]
+mod member_idle;
 #[cfg(unix)]
 mod member_policy;
 #[cfg(unix)]
 mod member_queue;
+#[cfg(unix)]
+mod member_years;
 mod members;
 mod metrics;
 mod nostr_memory;

@@ -4,7 +4,7 @@
 mod admission;
 mod costs;
 mod operator;
-mod resolving;
+pub mod resolving;
 mod restored;
 mod transfer;
 mod world;

@@ -119,8 +119,8 @@ pub(crate) struct CoinWatch {
     unconfirmed: usize,
     /// Whether the owner has lost some of it: only a new watch reads the blocks again.
     has_lost: bool,
-    /// The outputs that were seen, with their values: a spend names only the output.
-    values: BTreeMap<OutPoint, u64>,
+    /// The outputs that were seen, with their values: a spend names only the output. None before the first look, which asks for older ones too.
+    values: Option<BTreeMap<OutPoint, u64>>,
     reported: BTreeSet<OutPoint>,
     spent: BTreeSet<OutPoint>,
     submissions: Vec<Arc<Transaction>>,
@@ -160,7 +160,7 @@ impl CoinWatch {
             recorded: None,
             unconfirmed: 0,
             has_lost: false,
-            values: BTreeMap::new(),
+            values: None,
             reported: BTreeSet::new(),
             spent: BTreeSet::new(),
             submissions: Vec::new(),
@@ -216,7 +216,7 @@ impl CoinWatch {
 
     fn absorb(&mut self, seen: Seen, ctx: &mut Context<Self>) {
         self.has_failed = false;
-        self.values = seen.values;
+        self.values = Some(seen.values);
         let mut news = ChainNews::default();
         for spend in seen.spends {
             self.spent.insert(OutPoint::new(spend.coin.txid, spend.coin.vout));
@@ -335,7 +335,7 @@ async fn seen(
     script: &ScriptBuf,
     since: Option<u32>,
     submissions: &[Arc<Transaction>],
-    mut values: BTreeMap<OutPoint, u64>,
+    values: Option<BTreeMap<OutPoint, u64>>,
     known: &BTreeSet<OutPoint>,
 ) -> Result<Seen, ChainError> {
     let mut refused = Vec::new();
@@ -348,7 +348,7 @@ async fn seen(
             Err(error) => return Err(error),
         }
     }
-    let is_first = values.is_empty();
+    let (is_first, mut values) = (values.is_none(), values.unwrap_or_default());
     let from = match since {
         Some(since) => since,
         None => view.chain.tip().await?.block.height.saturating_sub(view.look_back),
@@ -406,7 +406,7 @@ impl Supervised for CoinWatch {
         // It begins again where its journal ends: what waited for receipts has ended with the panic.
         (self.is_looking, self.has_lost, self.unconfirmed) = (false, false, 0);
         (self.since, self.recorded) = (None, None);
-        self.values.clear();
+        self.values = None;
         self.reported.clear();
         self.spent.clear();
         let now = crate::runtime::Clock::system().now();

@@ -270,6 +270,12 @@ impl StandingController {
         let is_prepared = source.follows(index, current.version);
         if is_prepared && seat.terms.updates == Updates::Full && self.must_prove(seat, index, &current) {
             // Its update follows in the next number.
+            if asked.move_to.is_some() {
+                self.warn(
+                    did,
+                    &"it does not move yet: the service has to see first what other beacons have announced",
+                );
+            }
             return Some((current.version, None));
         }
         let version = current.version;

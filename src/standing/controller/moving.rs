@@ -14,7 +14,11 @@ use crate::{
     controller::{Current, address_change::AddressChange},
     files::write_whole,
     protocol::{
-        beacon::did_index, cohort::standing::seat::KnownVersions, document, hash::DidIndex, update::SignedUpdate,
+        beacon::did_index,
+        cohort::standing::{Updates, seat::KnownVersions},
+        document,
+        hash::DidIndex,
+        update::SignedUpdate,
     },
     standing::{controlled::ControlledDid, updates::UpdateSource},
 };
@@ -130,9 +134,12 @@ impl StandingController {
         for index in move_to.indexes.iter().chain(&move_to.others) {
             let Some(did) = dids.get(index) else { continue };
             let beacon = seat.terms.beacon_type.as_str();
+            let Ok(current) = self.current(did).await else { continue };
+            if seat.terms.updates == Updates::Full {
+                self.prove_before_move(seat, index, &current);
+            }
             // What never listed the address, or lists it no more, finally, cannot be stranded there.
-            if let Ok(current) = self.current(did).await
-                && current.unsettled.is_none()
+            if current.unsettled.is_none()
                 && !document::lists_beacon(&current.document, beacon, &seat.beacon_address)
             {
                 left.push(*index);

@@ -28,8 +28,7 @@ impl StandingController {
     /// Whether the service does not know yet what other beacons have announced of the DID since it was registered: it verifies updates, and
     /// refuses one that does not follow on what it knows.
     pub(super) fn must_prove(&self, seat: &SeatView, index: &DidIndex, current: &Current) -> bool {
-        let is_elsewhere = |applied: &&Applied| applied.signal.beacon.address.to_string() != seat.beacon_address;
-        let elsewhere = current.applied.iter().filter(is_elsewhere).count();
+        let elsewhere = elsewhere(seat, current);
         let mut proofs = self.proofs();
         let proof = proofs.entry((seat.seat.clone(), *index)).or_default();
         proof.needed = elsewhere;
@@ -41,6 +40,11 @@ impl StandingController {
             }
         }
         proof.needed > proof.sent
+    }
+
+    /// Notes what has to be proven of a DID before its cohort moves: a move does not wait for a proof, as an announcement does.
+    pub(super) fn prove_before_move(&self, seat: &SeatView, index: &DidIndex, current: &Current) {
+        self.proofs().entry((seat.seat.clone(), *index)).or_default().needed = elsewhere(seat, current);
     }
 
     /// What was proven of a DID may not have been sent.
@@ -69,4 +73,10 @@ impl StandingController {
         // Each change is one call.
         self.proofs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many updates of a DID other beacons have announced.
+fn elsewhere(seat: &SeatView, current: &Current) -> usize {
+    let is_elsewhere = |applied: &&Applied| applied.signal.beacon.address.to_string() != seat.beacon_address;
+    current.applied.iter().filter(is_elsewhere).count()
 }

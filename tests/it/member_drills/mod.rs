@@ -5,4 +5,4 @@ mod exit;
 mod lost_key;
 mod migration;
 mod vanished;
-mod world;
+pub mod world;

@@ -100,6 +100,11 @@ impl Agent {
         self.program.as_mut().unwrap()
     }
 
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.program.take().unwrap().kill();
+    }
+
     /// A new seed in the place of the old one, which is lost.
     pub fn loses_its_seed(&self) {
         fs::remove_file(self.place.join("seat.id")).unwrap();

@@ -14,6 +14,16 @@ use serde_json::Value;
 
 /// Version and document of each DID, from its Sidecar Data alone.
 pub async fn resolve_all(chain: &dyn Chain, min_conf: u32, dids: Vec<(Did, Value)>) -> Vec<(u64, Value)> {
+    let resolved = try_resolve_all(chain, min_conf, dids).await;
+    resolved.into_iter().map(|one| one.unwrap_or_else(|error| panic!("{error}"))).collect()
+}
+
+/// The same, with the error of each DID that does not resolve.
+pub async fn try_resolve_all(
+    chain: &dyn Chain,
+    min_conf: u32,
+    dids: Vec<(Did, Value)>,
+) -> Vec<Result<(u64, Value), String>> {
     let options = ResolutionOptions::default().with_min_conf(min_conf.into()).unwrap();
     let resolver = |(did, sidecar): (Did, Value)| {
         Resolver::new(did, options.clone(), SidecarData::from_value(sidecar).unwrap())
@@ -59,8 +69,8 @@ pub async fn resolve_all(chain: &dyn Chain, min_conf: u32, dids: Vec<(Did, Value
     }
     let resolved = resolvers.into_iter().zip(names).map(|(resolver, did)| {
         let resolution: Resolution = resolver.into_resolution().unwrap_or_else(|_| panic!("{did} is not resolved"));
-        let resolved = resolution.outcome.unwrap_or_else(|error| panic!("{did}: {error}"));
-        (resolved.metadata.version_id, resolved.document)
+        let resolved = resolution.outcome.map_err(|error| format!("{did}: {error}"))?;
+        Ok((resolved.metadata.version_id, resolved.document))
     });
     resolved.collect()
 }

@@ -21,6 +21,7 @@ struct State {
     blocks: Vec<Vec<Transaction>>,
     mempool: Vec<Transaction>,
     deposits: u32,
+    scans: usize,
 }
 
 /// Clones are the same chain.
@@ -100,6 +101,11 @@ impl TestChain {
         mined
     }
 
+    /// How often all coins of an address were asked for, which is a scan of all unspent outputs by a node.
+    pub(super) fn scans(&self) -> usize {
+        self.state().scans
+    }
+
     pub(super) fn mempool(&self) -> Vec<Transaction> {
         self.state().mempool.clone()
     }
@@ -126,7 +132,9 @@ impl Chain for TestChain {
     }
 
     async fn coins(&self, script: &Script) -> Result<Activity, ChainError> {
-        let mut all = self.state().activity(script, 0);
+        let mut state = self.state();
+        state.scans += 1;
+        let mut all = state.activity(script, 0);
         all.deposits.retain(|deposit| !all.spends.iter().any(|spend| spend.outpoint == deposit.outpoint));
         all.spends.clear();
         Ok(all)

@@ -19,7 +19,10 @@ use btcr2_aggregation_protocol::{
     identity::Identity,
 };
 
-use super::world::{World, start_of_time, terms};
+use super::{
+    scene::{Party, Scene},
+    world::{World, start_of_time, terms},
+};
 use crate::common::on_paused_clock;
 
 const SEATS: usize = 5;
@@ -175,5 +178,18 @@ fn a_restart_reads_a_bounded_journal() {
             world.seats[seat].start().await;
         }
         announce(&mut world).await;
+    });
+}
+
+#[test]
+fn all_coins_of_an_address_are_asked_for_once_even_if_there_is_none() {
+    on_paused_clock(async {
+        let mut scene = Scene::new(&terms(StandingBeacon::Cas, 3), 3, Party::Service);
+        scene.form().await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(scene.chain.scans(), 4, "by the service and three seats");
+        scene.deposit().await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(scene.chain.scans(), 4);
     });
 }

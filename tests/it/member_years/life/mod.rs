@@ -39,7 +39,7 @@ const K: &str = "4";
 /// How long one announcement may take on a busy machine, with restarts and fallbacks.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// How many lines a process prints at most from when an update was handed over until it dies. Most print as many for one number.
+/// How many lines a process prints at most from when an update was passed until it dies. Most print as many for one number.
 const LINES: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,7 +329,7 @@ impl Life {
         panic!("not in {PATIENCE:?}: {outstanding:#?}");
     }
 
-    /// An update of one DID of each of these seats is handed over; with the numbers in the queues.
+    /// An update of one DID of each of these seats is passed; with the numbers in the queues.
     async fn hand_over(&mut self, seats: &[usize]) -> Vec<(usize, u64)> {
         let mut updates = Vec::new();
         for seat in seats {

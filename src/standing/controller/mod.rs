@@ -268,14 +268,10 @@ impl StandingController {
             return Some((current.version, None));
         }
         let is_prepared = source.follows(index, current.version);
-        if is_prepared && seat.terms.updates == Updates::Full && self.must_prove(seat, index, &current) {
+        // A move does not come again. The service may know already what is proven again after a restart.
+        let waits_for_proof = seat.terms.updates == Updates::Full && asked.move_to.is_none();
+        if is_prepared && waits_for_proof && self.must_prove(seat, index, &current) {
             // Its update follows in the next number.
-            if asked.move_to.is_some() {
-                self.warn(
-                    did,
-                    &"it does not move yet: the service has to see first what other beacons have announced",
-                );
-            }
             return Some((current.version, None));
         }
         let version = current.version;

@@ -70,7 +70,7 @@ impl Life {
         self.until_all_resolve(&[], &[]).await;
     }
 
-    /// A registered KEY DID adds the beacon by its own Singleton beacon: its document is in no agent's hands before.
+    /// A registered KEY DID adds the beacon by its own Singleton beacon: its document is not used before.
     pub async fn adopt(&mut self, agent: usize) {
         let (_, seat, _) = seeds(agent)[0];
         let mut author = self.key_of(seat);

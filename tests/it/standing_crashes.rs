@@ -259,7 +259,8 @@ impl World {
             Victim::Member => self.members[0].program.as_ref().unwrap().id(),
         };
         self.trap.arm(point.map(|point| (point, id)));
-        let until = Instant::now() + PATIENCE;
+        // Pauses before a connection is tried again grow with each kill.
+        let until = Instant::now() + 3 * PATIENCE;
         let mut has_died = false;
         let mut left = vec![0, 1];
         while !left.is_empty() {

@@ -114,9 +114,14 @@ impl Reject {
         Self { code, peer: Some(peer.clone()), detail: detail.to_string() }
     }
 
+    /// A rejection of our own host's input: it cannot be done now.
+    pub fn not_now(detail: impl fmt::Display) -> Self {
+        Self { code: RejectCode::WrongPhase, peer: None, detail: detail.to_string() }
+    }
+
     /// A rejection of our own host's input: it does not fit the phase of the machine.
     pub(crate) fn out_of_phase(input: &'static str, phase: &'static str) -> Self {
-        Self { code: RejectCode::WrongPhase, peer: None, detail: format!("{input} does not fit the phase {phase}") }
+        Self::not_now(format_args!("{input} does not fit the phase {phase}"))
     }
 }
 

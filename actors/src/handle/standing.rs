@@ -10,7 +10,7 @@ use btcr2_aggregation_protocol::{
         seat::Seat as SeatMachine,
     },
     did::Did,
-    error::{Reject, RejectCode},
+    error::Reject,
     id::CohortId,
 };
 use tokio::sync::broadcast;
@@ -170,8 +170,7 @@ impl StandingCohort {
     pub async fn name_successor(&self, successor: &Self) -> Result<(), StandingError> {
         let machine = successor.inspect().await.ok_or(StandingError::Unknown)?;
         let Some(output) = machine.output().cloned() else {
-            let detail = "the successor has not formed".to_owned();
-            return Err(StandingError::Refused(Reject { code: RejectCode::WrongPhase, peer: None, detail }));
+            return Err(StandingError::Refused(Reject::not_now("the successor has not formed")));
         };
         let new = NewCohort {
             cohort_id: successor.cohort_id.clone(),

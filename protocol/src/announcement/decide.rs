@@ -245,20 +245,15 @@ impl Deciding {
     /// Bumps because the operator asks for it, whatever the blocks and the estimate indicate.
     fn bump_now(&mut self, rate: Option<FeeRate>) -> Result<(), Reject> {
         let Some(announcing) = self.announcing() else { return Err(out_of_phase("a bump", &self.next.state)) };
-        let refuse = |detail: String| Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
         let (ours, other) = self.places();
         if [ours, other.map(|(_, place)| place)].iter().any(|place| matches!(place, Some(Place::Block(_)))) {
-            return refuse("a transaction that spends its coin is in a block".to_owned());
+            return Err(Reject::not_now("a transaction that spends its coin is in a block"));
         }
         let asked = rate.unwrap_or_else(|| half_more(announcing.bump().rate()));
         let rate = self.next.rules.fees.hold(Some(asked));
-        match self.child_for(rate) {
-            Ok(child) => {
-                self.fact(E::ChildPlanned { at: self.at, child, rate });
-                Ok(())
-            }
-            Err(reason) => refuse(reason.to_string()),
-        }
+        let child = self.child_for(rate).map_err(Reject::not_now)?;
+        self.fact(E::ChildPlanned { at: self.at, child, rate });
+        Ok(())
     }
 
     fn bump_to(&mut self, rate: FeeRate) {

@@ -43,7 +43,7 @@ pub use self::{
 };
 use crate::{
     chain::{Activity, Rejection, Spend},
-    error::{Reject, RejectCode},
+    error::Reject,
     hash::SignalBytes,
     machine::Machine,
     output::Change,
@@ -331,6 +331,5 @@ pub fn change_of(transaction: &Transaction) -> Option<&TxOut> {
 
 /// The host's input does not fit the state.
 fn out_of_phase(input: &str, state: &State) -> Reject {
-    let detail = format!("{input} does not fit an announcement that is {}", state.name());
-    Reject { code: RejectCode::WrongPhase, peer: None, detail }
+    Reject::not_now(format_args!("{input} does not fit an announcement that is {}", state.name()))
 }

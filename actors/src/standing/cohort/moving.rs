@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix::Context;
 use btcr2_aggregation_protocol::{
     cohort::standing::{StandingTerms, Successor, cohort::CohortInput},
-    error::{Reject, RejectCode},
+    error::Reject,
     id::CohortId,
     output::BeaconOutput,
 };
@@ -34,14 +34,12 @@ impl StandingCohortActor {
     /// Names the cohort to which this one moves.
     pub(super) fn name_successor(&mut self, new: &NewCohort, ctx: &mut Context<Self>) -> Result<(), Reject> {
         let Some(old) = self.engine.machine().roster().map(|roster| roster.context().clone()) else {
-            let detail = "the cohort has not formed".to_owned();
-            return Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
+            return Err(Reject::not_now("the cohort has not formed"));
         };
         let key = Arc::clone(self.shared.identity.secret_key());
         let Some(rng) = self.engine.rng() else {
             // It decides another input on the blocking pool: the host can ask again.
-            let detail = "the cohort is busy".to_owned();
-            return Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
+            return Err(Reject::not_now("the cohort is busy"));
         };
         let successor = Successor::sign(&old, &new.cohort_id, &new.terms, &new.output, &key, rng);
         self.feed_own(CohortInput::SuccessorFormed(Arc::new(successor)), ctx)

@@ -7,7 +7,7 @@ use btcr2_aggregation_protocol::{
         message::{SeatRefused, StandingMessage},
     },
     did::Did,
-    error::{Reject, RejectCode},
+    error::Reject,
     message::Body,
 };
 
@@ -15,8 +15,7 @@ use super::StandingCohortActor;
 use crate::{engine::Driven, standing::notice::StandingNotice, transport::Outbound};
 
 fn formed() -> Reject {
-    let detail = "the cohort has formed: its address is that of DIDs".to_owned();
-    Reject { code: RejectCode::WrongPhase, peer: None, detail }
+    Reject::not_now("the cohort has formed: its address is that of DIDs")
 }
 
 impl StandingCohortActor {

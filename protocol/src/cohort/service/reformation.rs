@@ -15,7 +15,7 @@ use crate::{
         event::{CohortFailure, ServiceEvent},
     },
     did::Did,
-    error::{Reject, RejectCode},
+    error::Reject,
     id::CohortId,
     time::Timestamp,
 };
@@ -109,12 +109,10 @@ impl ServiceCohort {
     /// # Errors
     /// Why it cannot have more.
     pub fn extended(&self, by: Duration) -> Result<(TimedPhase, Timestamp), Reject> {
-        let refuse = |detail: String| Reject { code: RejectCode::WrongPhase, peer: None, detail };
         let (phase, deadline) = match (&self.phase, self.phase.timed()) {
             (Phase::Signing { .. }, _) => {
-                return Err(refuse(
-                    "members that sign have deadlines of their own, which were sent to them".to_owned(),
-                ));
+                let detail = "members that sign have deadlines of their own, which were sent to them";
+                return Err(Reject::not_now(detail));
             }
             (phase, Some(timed)) => (timed, phase.deadline()),
             (phase, None) => return Err(Reject::out_of_phase("more time", phase.name())),
@@ -126,7 +124,7 @@ impl ServiceCohort {
         };
         let until = (deadline + by).min(latest);
         if until <= deadline {
-            return Err(refuse("the phase lasts to the end of the cohort's time limit already".to_owned()));
+            return Err(Reject::not_now("the phase lasts to the end of the cohort's time limit already"));
         }
         Ok((phase, until))
     }

@@ -13,7 +13,7 @@ use crate::{
         opportunity::{Opportunity, OpportunityKind},
         successor::{Succession, Successor},
     },
-    error::{Reject, RejectCode},
+    error::Reject,
     output::BeaconOutput,
     time::Timestamp,
 };
@@ -133,29 +133,29 @@ impl StandingCohort {
     pub(super) fn on_succession(&self, now: Timestamp, succession: &Succession) -> Decided {
         let config = &self.config;
         if !succession.is_signed(config.terms.network, &config.service, &config.cohort_id) {
-            return Err(own("the service has not signed that this cohort succeeds another one"));
+            return Err(Reject::not_now("the service has not signed that this cohort succeeds another one"));
         }
         let (terms, service) = (Arc::clone(&config.terms), config.service.clone());
         Ok(vec![CohortEvent::Advertised { at: now, terms, service, succeeds: Some(succession.clone()) }])
     }
 
     pub(super) fn on_successor(&self, now: Timestamp, successor: &Arc<Successor>) -> Decided {
-        let running = self.running().ok_or_else(|| own("the cohort has not formed"))?;
+        let running = self.running().ok_or_else(|| Reject::not_now("the cohort has not formed"))?;
         if running.migration.named.as_ref().is_some_and(|named| named.successor == *successor) {
             return Ok(Vec::new());
         }
         if running.migration.has_moved() || running.migration.is_open {
-            return Err(own("the move to another successor is signed, or may be"));
+            return Err(Reject::not_now("the move to another successor is signed, or may be"));
         }
         if !successor.is_signed(running.roster.context(), &self.config.service_key) {
-            return Err(own("the successor is not signed by the service"));
+            return Err(Reject::not_now("the successor is not signed by the service"));
         }
         if successor.cohort_id == self.config.cohort_id || successor.terms.network != self.config.terms.network {
-            return Err(own("not a successor of this cohort"));
+            return Err(Reject::not_now("not a successor of this cohort"));
         }
-        let output = successor.output(&*self.config.aggregator).map_err(|error| own(&error.to_string()))?;
+        let output = successor.output(&*self.config.aggregator).map_err(Reject::not_now)?;
         if output.address() != successor.beacon_address {
-            return Err(own("the address of the successor does not follow from its keys"));
+            return Err(Reject::not_now("the address of the successor does not follow from its keys"));
         }
         Ok(vec![CohortEvent::SuccessorNamed { at: now, successor: Arc::clone(successor), output }])
     }
@@ -212,8 +212,4 @@ impl Running {
     pub(super) fn leaves(&self, opportunity: &Opportunity) -> bool {
         self.migration.change(opportunity.kind).is_some()
     }
-}
-
-fn own(detail: &str) -> Reject {
-    Reject { code: RejectCode::WrongPhase, peer: None, detail: detail.to_owned() }
 }

@@ -11,7 +11,7 @@ use crate::{
         roster::Row,
         terms::Absent,
     },
-    error::{Reject, RejectCode},
+    error::Reject,
     key::{PublicKey, Signature},
     time::Timestamp,
 };
@@ -99,8 +99,7 @@ impl StandingCohort {
     }
 
     pub(super) fn open_now(&self, now: Timestamp, kind: OpportunityKind) -> Decided {
-        let fault =
-            |detail: &str| Err(Reject { code: RejectCode::WrongPhase, peer: None, detail: detail.to_owned() });
+        let fault = |detail: &str| Err(Reject::not_now(detail));
         let Some(running) = self.running() else { return fault("the cohort has not formed") };
         if running.held {
             return fault("the operator holds the cohort: release it first");
@@ -128,10 +127,7 @@ impl StandingCohort {
 
     /// The host's own decision that no number opens, e.g. during maintenance. One that is open goes on.
     pub(super) fn on_hold(&self, now: Timestamp, held: bool) -> Decided {
-        let Some(running) = self.running() else {
-            let detail = "the cohort has not formed".to_owned();
-            return Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
-        };
+        let running = self.running().ok_or_else(|| Reject::not_now("the cohort has not formed"))?;
         Ok(if running.held == held { Vec::new() } else { vec![CohortEvent::Held { at: now, held }] })
     }
 

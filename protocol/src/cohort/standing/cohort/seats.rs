@@ -118,14 +118,14 @@ impl StandingCohort {
     /// # Errors
     /// Why not.
     pub fn may_form(&self) -> Result<(), Reject> {
-        let refuse = |detail: String| Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
         let Phase::Enrolling { candidates } = &self.phase else {
-            return refuse("the cohort has formed already".to_owned());
+            return Err(Reject::not_now("the cohort has formed already"));
         };
         let admitted = candidates.values().filter(|candidate| candidate.admitted).count();
         let needed = self.config.terms.min_participants;
         if admitted < usize::from(needed) {
-            return refuse(format!("{admitted} seats are admitted, and the terms ask for at least {needed}"));
+            let detail = format!("{admitted} seats are admitted, and the terms ask for at least {needed}");
+            return Err(Reject::not_now(detail));
         }
         Ok(())
     }

@@ -279,7 +279,7 @@ impl Seat {
         }
         if let Some(index) = self.cannot_unregister(rows) {
             let detail = format!("an update of {index} may still be announced: it does not leave before");
-            return Err(Reject { code: RejectCode::WrongPhase, peer: None, detail });
+            return Err(Reject::not_now(detail));
         }
         Ok(vec![SeatEvent::RowsSent { at: now, rows: rows.to_vec() }])
     }

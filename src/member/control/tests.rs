@@ -31,7 +31,7 @@ async fn served(test: impl AsyncFnOnce(&Path)) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control.sock");
     // What an earlier process has left.
-    std::fs::write(&path, "").unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let control = Control::open(&path).unwrap();
     tokio::select! {
         () = control.serve(Rc::new(Echo)) => {}

@@ -23,29 +23,16 @@ pub enum Otherwise {
     Hold,
 }
 
-/// How a cohort is joined.
+/// Whether something is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Joining {
-    /// By itself, if the policy accepts the offer.
+pub enum Consent {
+    /// By itself, within the limits of the policy.
     #[default]
     Auto,
     /// After it was approved.
     Ask,
-    /// Never: seats that exist go on.
-    Never,
-}
-
-/// What is done when a cohort moves to a successor: a seat there, and the address change of each DID.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Moving {
-    /// By itself, if the limits permit the successor.
-    #[default]
-    Auto,
-    /// After it was approved: the seat, and then the move.
-    Ask,
-    /// Never: the DIDs stay, or leave by their Singletons.
+    /// Never. Seats that exist go on; the DIDs of a cohort that moves stay, or leave by their Singletons.
     Never,
 }
 
@@ -80,11 +67,11 @@ pub struct Policy {
     pub most_cohorts: u32,
     /// What happens to other offers.
     pub otherwise: Otherwise,
-    /// How cohorts are joined, but for successors.
-    pub join: Joining,
-    /// What is done when a cohort moves to a successor.
+    /// Whether cohorts are joined, but for successors.
+    pub join: Consent,
+    /// Whether its cohorts are followed to their successors: a seat there, and the address change of each DID.
     #[serde(rename = "move")]
-    pub moving: Moving,
+    pub moving: Consent,
     /// How announcements are signed.
     pub sign: Signing,
     /// How long a decision may take. An announcement that is not approved by then is not signed.
@@ -109,8 +96,8 @@ impl Default for Policy {
             most_seats: None,
             most_cohorts: 1,
             otherwise: Otherwise::default(),
-            join: Joining::default(),
-            moving: Moving::default(),
+            join: Consent::default(),
+            moving: Consent::default(),
             sign: Signing::default(),
             timeout: Duration::from_secs(300),
             most_announcements_per_day: None,
@@ -212,13 +199,8 @@ impl Policy {
         if !beyond.is_empty() {
             return Verdict::Decline { reasons: beyond };
         }
-        let joining = match (offer.succeeds, self.moving) {
-            (true, Moving::Auto) => Joining::Auto,
-            (true, Moving::Ask) => Joining::Ask,
-            (true, Moving::Never) => Joining::Never,
-            (false, _) => self.join,
-        };
-        if joining == Joining::Never {
+        let joining = if offer.succeeds { self.moving } else { self.join };
+        if joining == Consent::Never {
             let reason = match offer.succeeds {
                 true => "the policy follows no cohort to its successor",
                 false => "the policy joins no cohorts",
@@ -250,7 +232,7 @@ impl Policy {
             false => "the policy asks before it joins",
         };
         match (reasons.is_empty(), self.otherwise, joining) {
-            (true, _, Joining::Auto) => Verdict::Accept,
+            (true, _, Consent::Auto) => Verdict::Accept,
             (true, ..) => Verdict::Ask { reasons: vec![asks.to_owned()], held: false },
             (false, Otherwise::Hold, _) => Verdict::Ask { reasons, held: true },
             (false, Otherwise::Decline, _) => Verdict::Decline { reasons },
@@ -277,11 +259,11 @@ impl Policy {
     /// What is done when the DIDs of a seat are to move. The limits of terms apply to the successor too; its seats check them.
     pub fn on_move(&self, _: &MoveRequest) -> Verdict {
         match self.moving {
-            Moving::Auto => Verdict::Accept,
-            Moving::Ask => {
+            Consent::Auto => Verdict::Accept,
+            Consent::Ask => {
                 Verdict::Ask { reasons: vec!["the policy asks before DIDs move".to_owned()], held: false }
             }
-            Moving::Never => {
+            Consent::Never => {
                 Verdict::Decline { reasons: vec!["the policy follows no cohort to its successor".to_owned()] }
             }
         }
@@ -351,9 +333,9 @@ mod tests {
         // Beyond the limits of terms no person is asked.
         let held = Policy { otherwise: Otherwise::Hold, ..policy.clone() };
         assert!(matches!(verdict(&held, |terms| terms.max_fee_rate = 2_000, 0), Verdict::Decline { .. }));
-        let asking = Policy { join: Joining::Ask, ..policy.clone() };
+        let asking = Policy { join: Consent::Ask, ..policy.clone() };
         assert!(matches!(verdict(&asking, |_| {}, 0), Verdict::Ask { held: false, .. }));
-        let never = Policy { join: Joining::Never, ..policy };
+        let never = Policy { join: Consent::Never, ..policy };
         assert!(matches!(verdict(&never, |_| {}, 0), Verdict::Decline { .. }));
     }
 
@@ -372,16 +354,16 @@ mod tests {
             beacon_address: String::new(),
             dids: Vec::new(),
         };
-        let policy = |moving| Policy { moving, join: Joining::Never, ..Policy::default() };
-        assert_eq!(policy(Moving::Auto).on_offer(&offer), Verdict::Accept, "although it joins nothing else");
-        assert_eq!(policy(Moving::Auto).on_move(&request), Verdict::Accept);
-        for verdict in [policy(Moving::Ask).on_offer(&offer), policy(Moving::Ask).on_move(&request)] {
+        let policy = |moving| Policy { moving, join: Consent::Never, ..Policy::default() };
+        assert_eq!(policy(Consent::Auto).on_offer(&offer), Verdict::Accept, "although it joins nothing else");
+        assert_eq!(policy(Consent::Auto).on_move(&request), Verdict::Accept);
+        for verdict in [policy(Consent::Ask).on_offer(&offer), policy(Consent::Ask).on_move(&request)] {
             assert!(matches!(verdict, Verdict::Ask { held: false, .. }), "{verdict:?}");
         }
-        for verdict in [policy(Moving::Never).on_offer(&offer), policy(Moving::Never).on_move(&request)] {
+        for verdict in [policy(Consent::Never).on_offer(&offer), policy(Consent::Never).on_move(&request)] {
             assert!(matches!(verdict, Verdict::Decline { .. }), "{verdict:?}");
         }
-        let limited = Policy { most_seats: Some(3), ..policy(Moving::Auto) };
+        let limited = Policy { most_seats: Some(3), ..policy(Consent::Auto) };
         assert!(matches!(limited.on_offer(&offer), Verdict::Decline { .. }));
     }
 

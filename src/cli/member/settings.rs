@@ -25,7 +25,7 @@ use crate::{
     join::ChainQuestions,
     member::{
         BackupSettings, MemberConfig, SIDECARS, SeatSettings, ServiceSettings,
-        policy::{Joining, Moving, Otherwise, Policy, Signing},
+        policy::{Consent, Otherwise, Policy, Signing},
     },
     passphrase,
     protocol::{
@@ -111,9 +111,9 @@ struct PolicyFile {
     accept_hashes: Option<bool>,
     accept_blind: Option<bool>,
     otherwise: Otherwise,
-    join: Joining,
+    join: Consent,
     #[serde(rename = "move")]
-    moving: Moving,
+    moving: Consent,
     sign: Signing,
     timeout: Option<Period>,
     announcements_per_day: Option<u32>,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Failure,
-    bans::{At, Term, timestamp},
+    bans::{At, DirectoryArgs, Term, timestamp},
     fail,
 };
 use crate::{
@@ -83,16 +83,6 @@ enum TokenCommand {
         #[command(flatten)]
         args: DirectoryArgs,
     },
-}
-
-#[derive(Debug, Args)]
-struct DirectoryArgs {
-    /// The service's state directory
-    #[arg(long, value_name = "DIR", env = "BTCR2_STATE")]
-    state: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 /// Why a command failed.

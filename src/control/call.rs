@@ -26,7 +26,7 @@ pub(crate) struct Call {
 
 impl Call {
     pub(crate) fn now(&self) -> Timestamp {
-        self.shared.clock.now()
+        self.shared.parts.clock.now()
     }
 
     /// What the path names.

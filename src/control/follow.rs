@@ -13,8 +13,8 @@ use crate::actors::{
 
 /// Follows all of them until they end.
 pub(super) fn all(shared: &Arc<Shared>, standing: Receiver<Arc<StandingNotice>>) {
-    actix_rt::spawn(follow(shared.service.events(), shared.feed.clone()));
-    if let Some(announcements) = &shared.announcements {
+    actix_rt::spawn(follow(shared.parts.service.events(), shared.feed.clone()));
+    if let Some(announcements) = &shared.parts.announcements {
         actix_rt::spawn(follow(announcements.events(), shared.feed.clone()));
     }
     actix_rt::spawn(follow_standing(standing, shared.feed.clone()));

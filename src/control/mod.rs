@@ -7,7 +7,7 @@
 //!                                                      └──▶ feed ─▶ sse: events, resumed by their ids
 //! ```
 //!
-//! There is no decision of the protocol here: calls translate to the handles of the actors, and their refusals to answers. It is apart
+//! No decision of the protocol is made here: calls translate to the handles of the actors, and their refusals to answers. It is apart
 //! from the routes that members use: another socket, another server. Without a token only the owner of the state directory is admitted,
 //! over a UNIX socket in it. `openapi.json` describes every route.
 
@@ -175,34 +175,9 @@ impl Control {
         let tokens = TokenBook::open(&directory).map_err(state)?;
         let audit = AuditLog::open(&directory);
         audit.page(None, 1).map_err(state)?;
-        let Parts {
-            about,
-            service,
-            standing,
-            announcements,
-            bans,
-            invites,
-            desk,
-            alarms,
-            register,
-            orders,
-            metrics,
-            readiness,
-            clock,
-        } = parts;
+        let clock = parts.clock;
         let shared = Arc::new(Shared {
-            about,
-            service,
-            standing,
-            announcements,
-            bans,
-            invites,
-            desk,
-            alarms,
-            register,
-            metrics,
-            readiness,
-            clock,
+            parts,
             gate: Gate::new(tokens.clone(), config.hosts.clone()),
             tokens,
             audit,
@@ -213,7 +188,6 @@ impl Control {
             connections: Connections::new(ConnectionLimits::of_files(1024)),
             stopping: AtomicBool::new(false),
             changing: tokio::sync::Mutex::default(),
-            orders,
         });
         let site = ControlSite(Arc::clone(&shared));
         let address = match config.address(tls.is_some())? {

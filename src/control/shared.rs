@@ -54,18 +54,7 @@ pub(crate) struct Parts {
 
 /// What all calls share.
 pub(crate) struct Shared {
-    pub(crate) about: About,
-    pub(crate) service: Service,
-    pub(crate) standing: std::sync::Arc<StandingOperator>,
-    pub(crate) announcements: Option<Announcements>,
-    pub(crate) bans: BanBook,
-    pub(crate) invites: InviteBook,
-    pub(crate) desk: Desk,
-    pub(crate) alarms: AlarmLog,
-    pub(crate) register: Register,
-    pub(crate) metrics: Metrics,
-    pub(crate) readiness: Readiness,
-    pub(crate) clock: Clock,
+    pub(crate) parts: Parts,
     pub(crate) tokens: TokenBook,
     pub(crate) audit: AuditLog,
     pub(crate) gate: Gate,
@@ -77,7 +66,6 @@ pub(crate) struct Shared {
     pub(crate) stopping: AtomicBool,
     /// One template is changed at a time: its file and its series change together.
     pub(crate) changing: tokio::sync::Mutex<()>,
-    pub(crate) orders: mpsc::Sender<Order>,
 }
 
 impl Shared {
@@ -88,13 +76,13 @@ impl Shared {
     pub(crate) async fn order<T>(&self, order: impl FnOnce(Done<T>) -> Order) -> Result<T, Refusal> {
         let stopped = || Refusal::Failed("the service is stopping".to_owned());
         let (done, answered) = oneshot::channel();
-        self.orders.send(order(done)).await.map_err(|_| stopped())?;
+        self.parts.orders.send(order(done)).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?.map_err(Refusal::Conflict)
     }
 
     /// Makes that loop look at the settings again.
     pub(crate) async fn wake(&self) {
         // A service that stops opens nothing.
-        let _ = self.orders.send(Order::Wake).await;
+        let _ = self.parts.orders.send(Order::Wake).await;
     }
 }

@@ -71,7 +71,7 @@ async fn answer(shared: &Arc<Shared>, request: &HttpRequest, payload: Payload) -
         (None, Some(peer)) => Origin::Address(peer.ip()),
         (None, None) => return Err(Refusal::Unauthorized),
     };
-    let who = shared.gate.admit(origin, request.uri(), request.headers(), shared.clock.now())?;
+    let who = shared.gate.admit(origin, request.uri(), request.headers(), shared.parts.clock.now())?;
     let found = routes::find(request.method(), request.uri().path())?;
     found.allows(&who)?;
     let query = web::Query::<BTreeMap<String, String>>::from_query(request.query_string());

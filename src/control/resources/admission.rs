@@ -1,6 +1,5 @@
 //! Candidates that wait for the operator, and the DIDs that it lists.
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -8,7 +7,7 @@ use super::{
         answer::{Answer, Refusal, failed, invalid, ok},
         call::Call,
     },
-    text,
+    reason,
 };
 use crate::{inputs, protocol::did::Did};
 
@@ -16,7 +15,7 @@ use crate::{inputs, protocol::did::Did};
 const MOST_SHOWN: usize = 10_000;
 
 pub(crate) async fn list(call: &Call) -> Answer {
-    ok(json!({ "admissions": call.shared.desk.list() }))
+    ok(json!({ "admissions": call.shared.parts.desk.list() }))
 }
 
 pub(crate) async fn admit(call: &Call) -> Answer {
@@ -24,29 +23,24 @@ pub(crate) async fn admit(call: &Call) -> Answer {
 }
 
 pub(crate) async fn refuse(call: &Call) -> Answer {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Body {
-        reason: Option<String>,
-    }
-    let body: Body = call.body()?;
-    let reason = text("reason", body.reason)?.unwrap_or_else(|| "the operator has refused it".to_owned());
+    let reason = reason(call, "the operator has refused it")?;
     decide(call, "admission.refuse", Err(reason)).await
 }
 
 async fn decide(call: &Call, action: &'static str, decision: Result<(), String>) -> Answer {
     let unknown = || call.unknown("candidate that waits");
     let id: u64 = call.named().parse().map_err(|_| unknown())?;
-    let known = call.shared.desk.list().into_iter().find(|candidate| candidate.id == id).ok_or_else(unknown)?;
+    let known =
+        call.shared.parts.desk.list().into_iter().find(|candidate| candidate.id == id).ok_or_else(unknown)?;
     let request = json!({ "cohortId": known.cohort_id, "reason": decision.as_ref().err() });
-    let work = async { call.shared.desk.decide(id, decision).ok_or_else(unknown) };
+    let work = async { call.shared.parts.desk.decide(id, decision).ok_or_else(unknown) };
     let candidate = call.change(action, Some(known.did.as_str()), request, work).await?;
     ok(json!(candidate))
 }
 
 pub(crate) async fn allowed(call: &Call) -> Answer {
     let listed = call.shared.settings.listed();
-    let of_file = call.shared.about.allow_list.clone();
+    let of_file = call.shared.parts.about.allow_list.clone();
     let in_file: Vec<String> = match &of_file {
         Some(path) => {
             let path = std::path::PathBuf::from(path);

@@ -23,7 +23,7 @@ fn subject(call: &Call) -> Result<Subject, Refusal> {
 pub(crate) async fn list(call: &Call) -> Answer {
     let most = usize::try_from(call.number("limit", MOST)?.unwrap_or(MOST)).unwrap_or(usize::MAX);
     let after = call.query.get("after").cloned();
-    let bans = call.shared.bans.clone();
+    let bans = call.shared.parts.bans.clone();
     let members = blocking(move || bans.list()).await?;
     let now = call.now();
     let mut page: Vec<(String, Value)> =
@@ -36,7 +36,7 @@ pub(crate) async fn list(call: &Call) -> Answer {
 }
 
 pub(crate) async fn show(call: &Call) -> Answer {
-    let (subject, bans, now) = (subject(call)?, call.shared.bans.clone(), call.now());
+    let (subject, bans, now) = (subject(call)?, call.shared.parts.bans.clone(), call.now());
     let members = blocking(move || bans.list()).await?;
     let conduct = members.get(&subject).ok_or_else(|| call.unknown("record of"))?;
     let mut shown = views::ban(&subject, conduct, now);
@@ -58,7 +58,7 @@ pub(crate) async fn add(call: &Call) -> Answer {
     let end = End { until, span }.at(call.now())?.unwrap_or(Timestamp::NEVER);
     let reason = text("reason", reason)?;
     let request = json!({ "until": views::until(end), "reason": reason });
-    let (bans, of) = (call.shared.bans.clone(), subject.clone());
+    let (bans, of) = (call.shared.parts.bans.clone(), subject.clone());
     let work = blocking(move || bans.add(of, end, reason));
     call.change("ban.add", Some(&subject.to_string()), request, work).await?;
     ok(views::named(&subject, json!({ "banned": true, "until": views::until(end) })))
@@ -66,11 +66,11 @@ pub(crate) async fn add(call: &Call) -> Answer {
 
 pub(crate) async fn lift(call: &Call) -> Answer {
     let subject = subject(call)?;
-    let (bans, of) = (call.shared.bans.clone(), subject.clone());
+    let (bans, of) = (call.shared.parts.bans.clone(), subject.clone());
     if !blocking(move || bans.list()).await?.contains_key(&of) {
         return Err(call.unknown("record of"));
     }
-    let bans = call.shared.bans.clone();
+    let bans = call.shared.parts.bans.clone();
     let work = async {
         let lifted = blocking(move || bans.lift(of)).await?;
         if lifted { Ok(()) } else { Err(call.unknown("record of")) }

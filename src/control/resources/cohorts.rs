@@ -10,7 +10,7 @@ use super::{
         answer::{Answer, Refusal, created, failed, invalid, ok},
         call::Call,
     },
-    Source, period, text,
+    Source, period, reason,
 };
 use crate::{
     actors::handle::Cohort,
@@ -28,7 +28,7 @@ use crate::{
 const MOST_MEMBERS: u64 = 1_000;
 
 fn view(call: &Call, cohort_id: &CohortId, machine: &ServiceCohort) -> Value {
-    let record = call.shared.register.get(cohort_id).unwrap_or_default();
+    let record = call.shared.parts.register.get(cohort_id).unwrap_or_default();
     let phase = machine.phase();
     let (members, admitted) = match phase {
         Phase::Enrolling(enrolling) => (enrolling.candidates.len(), enrolling.admitted()),
@@ -50,14 +50,14 @@ fn view(call: &Call, cohort_id: &CohortId, machine: &ServiceCohort) -> Value {
 
 /// A cohort that runs, and its machine.
 async fn running(call: &Call) -> Result<(Cohort, Arc<ServiceCohort>), Refusal> {
-    let cohort = call.shared.service.cohort(&call.cohort_id()?);
+    let cohort = call.shared.parts.service.cohort(&call.cohort_id()?);
     let machine = cohort.inspect().await.ok_or_else(|| call.unknown("running cohort"))?;
     Ok((cohort, machine))
 }
 
 pub(crate) async fn list(call: &Call) -> Answer {
     let mut shown = Vec::new();
-    for cohort in call.shared.service.cohorts().await {
+    for cohort in call.shared.parts.service.cohorts().await {
         // One that has just ended is not shown.
         if let Some(machine) = cohort.inspect().await {
             shown.push(view(call, cohort.id(), &machine));
@@ -130,7 +130,7 @@ pub(crate) async fn create(call: &Call) -> Answer {
     let target = template.clone();
     let order = call.shared.order(|done| Order::Open { terms, template, done });
     let cohort_id = call.change("cohort.create", target.as_deref(), request, order).await?;
-    let machine = call.shared.service.cohort(&cohort_id).inspect().await;
+    let machine = call.shared.parts.service.cohort(&cohort_id).inspect().await;
     created(match machine {
         Some(machine) => view(call, &cohort_id, &machine),
         None => json!({ "cohortId": cohort_id, "template": target, "phase": "ending" }),
@@ -152,10 +152,10 @@ async fn set_advertised(call: &Call, action: &'static str, advertised: bool) -> 
     }
     drop(machine);
     let work = async {
-        let record = call.shared.register.get(cohort.id()).unwrap_or_default();
+        let record = call.shared.parts.register.get(cohort.id()).unwrap_or_default();
         let record = CohortRecord { paused: !advertised, ..record };
         // First: after a restart it is as the operator wanted it.
-        call.shared.register.set(cohort.id(), record).await.map_err(failed)?;
+        call.shared.parts.register.set(cohort.id(), record).await.map_err(failed)?;
         cohort.advertise(advertised).await;
         Ok(())
     };
@@ -194,13 +194,7 @@ pub(crate) async fn extend(call: &Call) -> Answer {
 }
 
 pub(crate) async fn cancel(call: &Call) -> Answer {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Body {
-        reason: Option<String>,
-    }
-    let body: Body = call.body()?;
-    let reason = text("reason", body.reason)?.unwrap_or_else(|| "the operator has cancelled the cohort".to_owned());
+    let reason = reason(call, "the operator has cancelled the cohort")?;
     let (cohort, machine) = running(call).await?;
     if machine.has_ended() {
         return Err(Refusal::Conflict("the cohort has ended".to_owned()));

@@ -44,7 +44,7 @@ const fn state(state: &State) -> &'static str {
 }
 
 async fn view(call: &Call, cohort_id: &CohortId, announcement: &Announcement, rate: FeeRate) -> Value {
-    let machine = call.shared.service.cohort(cohort_id).inspect().await;
+    let machine = call.shared.parts.service.cohort(cohort_id).inspect().await;
     let output = machine.as_ref().and_then(|machine| machine.phase().formed()).map(|formed| formed.output.clone());
     let mut shown = json!({ "cohortId": cohort_id, "state": state(announcement.state()) });
     if let Some(output) = &output {
@@ -82,7 +82,7 @@ async fn view(call: &Call, cohort_id: &CohortId, announcement: &Announcement, ra
 
 pub(crate) async fn list(call: &Call) -> Answer {
     let (mut announcements, mut wanted_rate) = (Vec::new(), None);
-    if let Some(known) = &call.shared.announcements {
+    if let Some(known) = &call.shared.parts.announcements {
         let rate = rate(known).await;
         wanted_rate = Some(sat_per_vb(rate));
         for cohort_id in known.cohorts().await.map_err(failed)? {
@@ -92,7 +92,7 @@ pub(crate) async fn list(call: &Call) -> Answer {
         }
     }
     let mut cohorts = Vec::new();
-    for cohort in call.shared.service.standing_cohorts().await {
+    for cohort in call.shared.parts.service.standing_cohorts().await {
         let Some(machine) = cohort.inspect().await.filter(|machine| machine.has_formed()) else { continue };
         let mut shown = standing::view(call, &machine);
         let (terms, seats) = (&machine.config().terms, machine.seats().count());
@@ -128,7 +128,7 @@ pub(crate) async fn bump(call: &Call) -> Answer {
         None => None,
     };
     let cohort_id = call.cohort_id()?;
-    let known = match &call.shared.announcements {
+    let known = match &call.shared.parts.announcements {
         Some(announcements) => announcements.cohorts().await.map_err(failed)?.contains(&cohort_id),
         None => false,
     };

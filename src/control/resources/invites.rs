@@ -25,7 +25,7 @@ use crate::{
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 pub(crate) async fn list(call: &Call) -> Answer {
-    let (invites, now) = (call.shared.invites.clone(), call.now());
+    let (invites, now) = (call.shared.parts.invites.clone(), call.now());
     let invites = blocking(move || invites.list()).await?;
     ok(json!({ "invites": invites.iter().map(|(id, invite)| views::invite(id, invite, now)).collect::<Vec<_>>() }))
 }
@@ -56,7 +56,7 @@ pub(crate) async fn create(call: &Call) -> Answer {
     let request = json!({ "uses": uses, "expires": views::until(expires), "label": label });
     let invite = Invite::new(&token, now, expires, uses, label);
     let text = token.reveal();
-    let invites = call.shared.invites.clone();
+    let invites = call.shared.parts.invites.clone();
     let work = blocking(move || invites.add(&token, invite));
     call.change("invite.create", Some(&id), request, work).await?;
     // The token is in this answer alone.
@@ -66,12 +66,12 @@ pub(crate) async fn create(call: &Call) -> Answer {
 pub(crate) async fn revoke(call: &Call) -> Answer {
     let unknown = || call.unknown("invite");
     let id: InviteId = call.named().parse().map_err(|_| unknown())?;
-    let invites = call.shared.invites.clone();
+    let invites = call.shared.parts.invites.clone();
     let known = blocking(move || invites.list()).await?;
     if !known.contains_key(&id) {
         return Err(unknown());
     }
-    let invites = call.shared.invites.clone();
+    let invites = call.shared.parts.invites.clone();
     let work = async {
         let revoked = blocking(move || invites.revoke(id)).await?;
         if revoked { Ok(()) } else { Err::<(), Refusal>(unknown()) }

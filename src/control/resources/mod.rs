@@ -39,6 +39,17 @@ fn text(field: &str, text: Option<String>) -> Result<Option<String>, Refusal> {
     Ok(Some(shown_within(&text, usize::MAX).into_owned()))
 }
 
+/// The reason in the body of a call that ends or refuses something; `default` if it has none.
+fn reason(call: &Call, default: &str) -> Result<String, Refusal> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {
+        reason: Option<String>,
+    }
+    let body: Body = call.body()?;
+    Ok(text("reason", body.reason)?.unwrap_or_else(|| default.to_owned()))
+}
+
 /// A length of time: `90s`, `15m`.
 fn period(field: &str, text: &str) -> Result<Duration, Refusal> {
     let Period(period) = text.parse().map_err(|error| invalid(Some(field), error))?;

@@ -10,7 +10,7 @@ use super::{
         answer::{Answer, Refusal, created, failed, invalid, ok},
         call::Call,
     },
-    Source, text,
+    Source, reason,
 };
 use crate::{
     actors::handle::{StandingCohort, StandingError},
@@ -43,7 +43,7 @@ fn unconfirmed(one: &Unconfirmed) -> Value {
 /// What is shown of one, with its coins.
 pub(super) fn view(call: &Call, machine: &Machine) -> Value {
     let config = machine.config();
-    let record = call.shared.register.get(&config.cohort_id).unwrap_or_default();
+    let record = call.shared.parts.register.get(&config.cohort_id).unwrap_or_default();
     let has_formed = machine.has_formed();
     let coins = machine.coins();
     let next = coins.first().map_or(0, |coin| coin.value);
@@ -72,14 +72,14 @@ pub(super) fn view(call: &Call, machine: &Machine) -> Value {
 
 /// One that runs, and its machine.
 async fn running(call: &Call) -> Result<(StandingCohort, Arc<Machine>), Refusal> {
-    let cohort = call.shared.service.standing_cohort(&call.cohort_id()?);
+    let cohort = call.shared.parts.service.standing_cohort(&call.cohort_id()?);
     let machine = cohort.inspect().await.ok_or_else(|| call.unknown("running standing cohort"))?;
     Ok((cohort, machine))
 }
 
 pub(crate) async fn list(call: &Call) -> Answer {
     let mut shown = Vec::new();
-    for cohort in call.shared.service.standing_cohorts().await {
+    for cohort in call.shared.parts.service.standing_cohorts().await {
         if let Some(machine) = cohort.inspect().await {
             shown.push(view(call, &machine));
         }
@@ -121,11 +121,11 @@ pub(crate) async fn create(call: &Call) -> Answer {
     };
     let target = template.clone();
     let work = async {
-        let opened = call.shared.service.open_standing(standing.terms).await;
+        let opened = call.shared.parts.service.open_standing(standing.terms).await;
         let cohort = opened.map_err(|error| Refusal::Conflict(error.to_string()))?;
-        call.shared.standing.set_output(cohort.id(), standing.output).await.map_err(failed)?;
+        call.shared.parts.standing.set_output(cohort.id(), standing.output).await.map_err(failed)?;
         let record = CohortRecord { template, paused: false };
-        call.shared.register.add(cohort.id(), record).await.map_err(failed)?;
+        call.shared.parts.register.add(cohort.id(), record).await.map_err(failed)?;
         Ok(cohort)
     };
     let cohort = call.change("standing.create", target.as_deref(), request, work).await?;
@@ -165,8 +165,13 @@ pub(crate) async fn resume(call: &Call) -> Answer {
 async fn set_advertised(call: &Call, action: &'static str, advertised: bool) -> Answer {
     let answer = ask(call, action, Value::Null, |cohort| async move { cohort.advertise(advertised).await }).await?;
     let cohort_id = call.cohort_id()?;
-    let record = call.shared.register.get(&cohort_id).unwrap_or_default();
-    call.shared.register.set(&cohort_id, CohortRecord { paused: !advertised, ..record }).await.map_err(failed)?;
+    let record = call.shared.parts.register.get(&cohort_id).unwrap_or_default();
+    call.shared
+        .parts
+        .register
+        .set(&cohort_id, CohortRecord { paused: !advertised, ..record })
+        .await
+        .map_err(failed)?;
     Ok(answer)
 }
 
@@ -175,16 +180,10 @@ pub(crate) async fn finalize(call: &Call) -> Answer {
 }
 
 pub(crate) async fn cancel(call: &Call) -> Answer {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Body {
-        reason: Option<String>,
-    }
-    let body: Body = call.body()?;
-    let reason = text("reason", body.reason)?.unwrap_or_else(|| "the operator has cancelled the cohort".to_owned());
+    let reason = reason(call, "the operator has cancelled the cohort")?;
     let request = json!({ "reason": reason });
     let answer = ask(call, "standing.cancel", request, |cohort| async move { cohort.cancel(reason).await }).await?;
-    call.shared.register.replace(&call.cohort_id()?, None).await.map_err(failed)?;
+    call.shared.parts.register.replace(&call.cohort_id()?, None).await.map_err(failed)?;
     Ok(answer)
 }
 

@@ -27,34 +27,34 @@ pub(crate) async fn whoami(call: &Call) -> Answer {
 
 pub(crate) async fn status(call: &Call) -> Answer {
     let shared = &call.shared;
-    let problems = shared.readiness.problems();
+    let problems = shared.parts.readiness.problems();
     let mut phases: Map<String, Value> = Map::new();
-    let cohorts = shared.service.cohorts().await;
+    let cohorts = shared.parts.service.cohorts().await;
     for cohort in &cohorts {
         let phase = cohort.inspect().await.map_or("ending", |machine| machine.phase().name());
         let count = phases.entry(phase.replace(' ', "-")).or_insert_with(|| json!(0));
         *count = json!(count.as_u64().unwrap_or(0) + 1);
     }
     ok(json!({
-        "did": shared.service.did(),
-        "network": shared.about.network,
+        "did": shared.parts.service.did(),
+        "network": shared.parts.about.network,
         "version": env!("CARGO_PKG_VERSION"),
-        "url": shared.about.url,
-        "relays": shared.about.relays,
-        "ready": problems.is_empty() && shared.service.is_alive(),
+        "url": shared.parts.about.url,
+        "relays": shared.parts.about.relays,
+        "ready": problems.is_empty() && shared.parts.service.is_alive(),
         "problems": problems,
         "cohorts": cohorts.len(),
         "phases": phases,
-        "standing": shared.service.standing_cohorts().await.len(),
+        "standing": shared.parts.service.standing_cohorts().await.len(),
         "templates": shared.templates.names().len(),
-        "admissions": shared.desk.list().len(),
-        "alarms": shared.alarms.list().len(),
+        "admissions": shared.parts.desk.list().len(),
+        "alarms": shared.parts.alarms.list().len(),
     }))
 }
 
 /// The values of the Prometheus text, without histograms.
 pub(crate) async fn metrics(call: &Call) -> Answer {
-    let text = call.shared.metrics.to_text();
+    let text = call.shared.parts.metrics.to_text();
     let lines = text.lines().filter(|line| !line.starts_with('#') && !line.contains("_bucket"));
     let values = lines.filter_map(|line| {
         let (name, value) = line.rsplit_once(' ')?;
@@ -64,13 +64,13 @@ pub(crate) async fn metrics(call: &Call) -> Answer {
 }
 
 pub(crate) async fn alarms(call: &Call) -> Answer {
-    ok(json!({ "alarms": call.shared.alarms.list() }))
+    ok(json!({ "alarms": call.shared.parts.alarms.list() }))
 }
 
 pub(crate) async fn events(call: &Call) -> Answer {
     let shared = &call.shared;
     let reader = shared.feed.read_from(call.last_event_id.as_deref());
-    let holder = Holder { tokens: shared.tokens.clone(), clock: shared.clock, token: call.who.token.clone() };
+    let holder = Holder { tokens: shared.tokens.clone(), clock: shared.parts.clock, token: call.who.token.clone() };
     let stream = shared.streams.open(reader, holder);
     stream.map(Reply::Events).ok_or(Refusal::Busy("too many streams of events are open"))
 }

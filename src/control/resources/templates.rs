@@ -39,7 +39,7 @@ fn view(call: &Call, name: &str, shown: &Shown) -> Value {
         "terms": terms,
         "parallel": parallel,
         "cohorts": cohorts,
-        "opened": call.shared.register.opened(name),
+        "opened": call.shared.parts.register.opened(name),
     });
     match &shown.terms {
         Ok(terms) => view["resolved"] = terms_view(terms),
@@ -123,7 +123,7 @@ pub(crate) async fn remove(call: &Call) -> Answer {
         let dropped = name.to_owned();
         call.shared.order(|done| Order::Drop { name: dropped, done }).await?;
         call.shared.templates.remove(name).await.map_err(failed)?;
-        call.shared.register.forget(name).await.map_err(failed)
+        call.shared.parts.register.forget(name).await.map_err(failed)
     };
     call.change("template.remove", Some(name), Value::Null, work).await?;
     ok(json!({ "name": name, "removed": true }))

@@ -147,7 +147,7 @@ pub(super) async fn rescue(agent: &Agent<'_>, order: &Order) -> Result<Value, St
     let (new, left) = match (order.pending, committed.first()) {
         (true, None) => return Err(format!("no update of version {version} was submitted that may be announced")),
         (true, Some((_, hash))) => {
-            let known = seed.controller.known_updates(&index).into_iter().find(|update| update.hash() == hash);
+            let known = seed.controller.known_update(&index, &|update| update.hash() == hash);
             let update = known.ok_or_else(|| format!("the update {hash} is not here"))?;
             (NewItem { did: did.clone(), change: Change::Signed, update, allow_risky: true }, None)
         }

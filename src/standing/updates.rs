@@ -67,6 +67,11 @@ pub trait UpdateSource: Send + Sync {
 
     /// The updates of a DID that are known here, also those that are announced already.
     fn of(&self, index: &DidIndex) -> Vec<SignedUpdate>;
+
+    /// One of them.
+    fn find(&self, index: &DidIndex, is: &dyn Fn(&SignedUpdate) -> bool) -> Option<SignedUpdate> {
+        self.of(index).into_iter().find(|update| is(update))
+    }
 }
 
 type Prepared = BTreeMap<(DidIndex, u64), SignedUpdate>;
@@ -171,6 +176,21 @@ impl UpdateSource for UpdateDirectory {
     fn of(&self, index: &DidIndex) -> Vec<SignedUpdate> {
         let of = self.prepared().into_iter().filter(|((of, _), _)| of == index);
         of.map(|(_, update)| update).collect()
+    }
+
+    fn find(&self, index: &DidIndex, is: &dyn Fn(&SignedUpdate) -> bool) -> Option<SignedUpdate> {
+        let found = |known: &Prepared| {
+            let mut of_did = known.range((*index, 0)..=(*index, u64::MAX)).map(|(_, update)| update);
+            of_did.find(|update| is(update)).cloned()
+        };
+        if let Some(update) = found(&self.known()) {
+            return Some(update);
+        }
+        // After a restart nothing was read yet. Once for all DIDs: a board may have entries of many.
+        let prepared = self.prepared();
+        let update = found(&prepared);
+        *self.known() = prepared;
+        update
     }
 }
 

@@ -418,10 +418,7 @@ impl SeatPolicy for StandingController {
             return chosen;
         }
         // A move has updates of its own: another one would not lead to the new address.
-        let changes = match &asked.move_to {
-            Some(move_to) => Some(self.address_changes(seat, move_to).await),
-            None => None,
-        };
+        let changes = asked.move_to.as_ref().map(|move_to| self.address_changes(seat, move_to));
         let source: &dyn UpdateSource = match &changes {
             Some(changes) => changes,
             None => &*self.updates,

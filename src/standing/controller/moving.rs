@@ -1,9 +1,6 @@
 //! A controller whose cohort moves: it makes and keeps the address changes of its DIDs.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -53,19 +50,22 @@ impl Moves {
     }
 }
 
-/// The updates of a move, by index and version.
-#[derive(Default)]
-pub(super) struct AddressChanges(BTreeMap<(DidIndex, u64), SignedUpdate>);
+/// The updates of a move: each is made, and stored, for the document that is current.
+pub(super) struct AddressChanges<'a> {
+    change: AddressChange<'a>,
+    move_to: &'a MoveTo,
+    moves: &'a Moves,
+}
 
 #[async_trait]
-impl UpdateSource for AddressChanges {
-    fn is_waiting(&self, dids: &BTreeSet<DidIndex>, known: &KnownVersions) -> bool {
-        let mut mine = self.0.keys().filter(|(index, _)| dids.contains(index));
-        mine.any(|(index, version)| known.needs_number(index, *version))
+impl UpdateSource for AddressChanges<'_> {
+    /// The service opens a move, not the claim of a seat.
+    fn is_waiting(&self, _: &BTreeSet<DidIndex>, _: &KnownVersions) -> bool {
+        false
     }
 
     fn wanted(&self) -> BTreeSet<DidIndex> {
-        self.0.keys().map(|(index, _)| *index).collect()
+        self.move_to.indexes.clone()
     }
 
     async fn next(
@@ -74,45 +74,31 @@ impl UpdateSource for AddressChanges {
         of: &ControlledDid,
         current: &Current,
     ) -> Result<Option<SignedUpdate>, String> {
-        Ok(self.0.get(&(did_index(of.identity.did()), current.version + 1)).cloned())
+        let did = of.identity.did();
+        let made = self.change.of(did, &of.keys, &current.document, current.version);
+        let made = made.map_err(|problem| format!("its address change cannot be made: {problem}"))?;
+        if let Some(update) = &made {
+            self.moves.store(&did_index(did), current.version + 1, update)?;
+        }
+        Ok(made)
     }
 
-    fn follows(&self, index: &DidIndex, version: u64) -> bool {
-        self.0.contains_key(&(*index, version + 1))
+    fn follows(&self, index: &DidIndex, _: u64) -> bool {
+        self.move_to.indexes.contains(index)
     }
 
     fn of(&self, index: &DidIndex) -> Vec<SignedUpdate> {
-        self.0.iter().filter(|((of, _), _)| of == index).map(|(_, update)| update.clone()).collect()
+        self.moves.of(index)
     }
 }
 
 impl StandingController {
-    /// The updates of the DIDs that move: made and stored here.
-    pub(super) async fn address_changes(&self, seat: &SeatView, move_to: &MoveTo) -> AddressChanges {
-        let change = AddressChange {
-            from: &seat.beacon_address,
-            to: Some((&move_to.successor.beacon_address, move_to.successor.terms.beacon_type.as_str())),
-        };
-        let mut changes = AddressChanges::default();
-        for (index, did) in self.indexes().iter().filter(|(index, _)| move_to.indexes.contains(index)) {
-            let made = match self.current(did).await {
-                Ok(current) => {
-                    let Some(controlled) = self.controlled(index, &current) else { continue };
-                    let made = change.of(did, &controlled.keys, &current.document, current.version);
-                    made.map(|made| made.map(|update| (current.version + 1, update)))
-                }
-                Err(error) => Err(error.to_string()),
-            };
-            match made {
-                Ok(Some((version, update))) => match self.moves.store(index, version, &update) {
-                    Ok(()) => drop(changes.0.insert((*index, version), update)),
-                    Err(problem) => self.warn(did, &problem),
-                },
-                Ok(None) => {}
-                Err(problem) => self.warn(did, &format!("its address change cannot be made: {problem}")),
-            }
-        }
-        changes
+    /// The updates of the DIDs that move.
+    pub(super) fn address_changes<'a>(&'a self, seat: &'a SeatView, move_to: &'a MoveTo) -> AddressChanges<'a> {
+        let successor = &move_to.successor;
+        let to = Some((&*successor.beacon_address, successor.terms.beacon_type.as_str()));
+        let change = AddressChange { from: &seat.beacon_address, to };
+        AddressChanges { change, move_to, moves: &self.moves }
     }
 
     /// The updates that were made here because cohorts have moved.
@@ -125,6 +111,12 @@ impl StandingController {
         let mut known = self.updates.of(index);
         known.extend(self.moves.of(index));
         known
+    }
+
+    /// One of them.
+    pub fn known_update(&self, index: &DidIndex, is: &dyn Fn(&SignedUpdate) -> bool) -> Option<SignedUpdate> {
+        let prepared = self.updates.find(index, is);
+        prepared.or_else(|| self.moves.of(index).into_iter().find(|update| is(update)))
     }
 
     /// The indexes of DIDs that do not list the address of the cohort.

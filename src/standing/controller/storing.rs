@@ -60,7 +60,7 @@ impl StandingController {
             let data = data.ok_or_else(|| format!("the board does not prove the entry of {did}"))?;
             let update = match &entry.update {
                 Some(hash) => {
-                    let update = self.known_updates(&entry.index).into_iter().find(|update| update.hash() == hash);
+                    let update = self.known_update(&entry.index, &|update| update.hash() == hash);
                     Some(update.ok_or_else(|| format!("the update of {did} is gone"))?)
                 }
                 None => None,
@@ -78,11 +78,10 @@ impl StandingController {
     pub(super) fn store_missed(&self, missed: &MissedBoard) -> Result<(), String> {
         let nonces: BTreeMap<_, _> = missed.nonces.iter().copied().collect();
         for (index, did) in &self.indexes() {
-            let updates = || self.known_updates(index).into_iter();
             let (data, update) = match missed.board.announcement() {
                 Some(map) => {
                     let hash = map.get(did.as_str());
-                    let update = hash.and_then(|hash| updates().find(|update| update.hash() == hash));
+                    let update = hash.and_then(|hash| self.known_update(index, &|update| update.hash() == hash));
                     (BeaconData::Cas(map.clone()), update)
                 }
                 None => {
@@ -94,7 +93,7 @@ impl StandingController {
                             nonces.get(index).ok_or_else(|| format!("the leaf of {did} is of another seat"))?;
                         let is = |hash: Option<&DocumentHash>| smt_leaf(Some(nonce), hash) == *leaf.as_bytes();
                         if !is(None) {
-                            let found = updates().find(|update| is(Some(update.hash())));
+                            let found = self.known_update(index, &|update| is(Some(update.hash())));
                             update =
                                 Some(found.ok_or_else(|| format!("the announced update of {did} is not here"))?);
                         }

@@ -12,18 +12,18 @@ use btcr2_aggregation_actors::standing::policy::{
 use btcr2_aggregation_protocol::{
     beacon::{BeaconData, SmtNonce, did_index, smt_leaf},
     cohort::standing::{
-        ArchivedProof, CohortContext, Entry, RowAction, SeatSeed, StandingPolicy, Updates,
-        message::ControlProof,
+        ArchivedProof, CohortContext, Entry, SeatSeed, StandingPolicy, Updates,
         seat::{KnownVersions, OwnEntry, SeatUpdate},
     },
     did::Did,
     hash::{DidIndex, DocumentHash, SignalBytes, sha256},
     identity::Identity,
     jcs::document_hash,
-    key::{SecretKey, Signature},
+    key::SecretKey,
 };
 use serde_json::json;
 
+use super::world::{all_of, lenient, unproven};
 use crate::common::NETWORK;
 
 /// DIDs of each.
@@ -129,19 +129,15 @@ impl SeatPolicy for Holder {
     }
 
     fn standing_policy(&self) -> StandingPolicy {
-        StandingPolicy { least_threshold: (1, 2), ..StandingPolicy::default() }
+        lenient()
     }
 
     async fn registers(&self, _: &SeatView) -> Vec<RowWanted> {
-        self.dids.iter().map(|did| RowWanted { did: did.clone(), action: RowAction::Register }).collect()
+        all_of(&self.dids)
     }
 
     async fn proves(&self, _: &Did, _: &[u8; 32]) -> Option<Control> {
-        let proof = ControlProof {
-            verification_method: "#initialKey".to_owned(),
-            signature: Signature::from_bytes(&[0; 64]),
-        };
-        Some(Control { proof, genesis_document: None, sidecar: None })
+        Some(unproven())
     }
 
     async fn has_updates(&self, _: &SeatView, _: &KnownVersions) -> bool {

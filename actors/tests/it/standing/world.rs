@@ -129,6 +129,23 @@ impl Controller {
     }
 }
 
+/// Accepts a fallback of half of the seats.
+pub(super) fn lenient() -> StandingPolicy {
+    StandingPolicy { least_threshold: (1, 2), ..StandingPolicy::default() }
+}
+
+/// All these DIDs are to be registered.
+pub(super) fn all_of(dids: &[Did]) -> Vec<RowWanted> {
+    dids.iter().map(|did| RowWanted { did: did.clone(), action: RowAction::Register }).collect()
+}
+
+/// A proof of control, for services that check none.
+pub(super) fn unproven() -> Control {
+    let proof =
+        ControlProof { verification_method: "#initialKey".to_owned(), signature: Signature::from_bytes(&[0; 64]) };
+    Control { proof, genesis_document: None, sidecar: None }
+}
+
 #[async_trait]
 impl SeatPolicy for Controller {
     async fn joins(&self, _: &StandingOffer) -> Result<(), String> {
@@ -136,19 +153,15 @@ impl SeatPolicy for Controller {
     }
 
     fn standing_policy(&self) -> StandingPolicy {
-        StandingPolicy { least_threshold: (1, 2), ..StandingPolicy::default() }
+        lenient()
     }
 
     async fn registers(&self, _: &SeatView) -> Vec<RowWanted> {
-        self.dids.iter().map(|did| RowWanted { did: did.clone(), action: RowAction::Register }).collect()
+        all_of(&self.dids)
     }
 
     async fn proves(&self, _: &Did, _: &[u8; 32]) -> Option<Control> {
-        let proof = ControlProof {
-            verification_method: "#initialKey".to_owned(),
-            signature: Signature::from_bytes(&[0; 64]),
-        };
-        Some(Control { proof, genesis_document: None, sidecar: None })
+        Some(unproven())
     }
 
     async fn has_updates(&self, _: &SeatView, known: &KnownVersions) -> bool {

@@ -88,6 +88,8 @@ routes! {
     Operator "DELETE" "/bans/{subject}" bans::lift;
     Viewer "GET" "/coins" coins::list;
     Operator "POST" "/coins/{cohortId}/bump" coins::bump;
+    Operator "POST" "/coins/{cohortId}/hold" coins::hold;
+    Operator "POST" "/coins/{cohortId}/release" coins::release;
     Viewer "GET" "/settings" operator::settings;
     Admin "PATCH" "/settings" operator::change_settings;
     Admin "GET" "/tokens" operator::tokens;

@@ -17,6 +17,7 @@ pub(crate) mod orders;
 pub(crate) mod register;
 mod results;
 mod rounds;
+mod several;
 mod standing;
 pub(crate) mod switches;
 pub mod terms;
@@ -43,6 +44,7 @@ pub use self::{
     alarm::{ALARMS, OnAlarm},
     config::ServeConfig,
     operator::{ChainConfig, Coins},
+    several::run_all,
     terms::{RoundTerms, StandingConfig},
     tls::Tls,
 };
@@ -109,7 +111,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     if let Some(control) = &config.control {
         control.address(config.tls.is_some())?;
     }
-    let printer = Printer::new(config.json).with_times(config.times);
+    let printer = Printer::new(config.json).with_times(config.times).named(config.name.as_deref());
     if let Some(directory) = &config.out {
         std::fs::create_dir_all(directory)
             .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;

@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod passphrase;
 pub mod resolve;
 pub mod serve;
+mod shell;
 pub mod singleton;
 mod socket;
 pub mod standing;

@@ -90,6 +90,10 @@ pub struct ServeConfig {
     pub standing: Option<StandingConfig>,
     /// The control API, if there is one.
     pub control: Option<ControlConfig>,
+    /// Whether the directory of cohorts and announcements is served to everyone.
+    pub directory: bool,
+    /// The URL by which everyone reaches the service, without a slash at its end. Without it, that of the socket.
+    pub public_url: Option<String>,
 }
 
 impl ServeConfig {
@@ -128,6 +132,8 @@ impl ServeConfig {
             max_live: 256,
             standing: None,
             control: None,
+            directory: false,
+            public_url: None,
         }
     }
 

@@ -14,6 +14,7 @@ mod maturity;
 mod opening;
 mod operator;
 pub(crate) mod orders;
+mod public;
 pub(crate) mod register;
 mod results;
 mod rounds;
@@ -35,6 +36,7 @@ use self::{
     maturity::MaturityWatch,
     operator::{Operator, Publisher},
     orders::{COMMAND_LINE, Series},
+    public::{Ledger, Origins},
     register::Register,
     rounds::{RoundParts, Rounds},
     switches::Switches,
@@ -55,7 +57,10 @@ use crate::{
         runtime::Clock,
         seats::Seats,
         supervision::Vitals,
-        transport::{contact::Contacts, http::Cors},
+        transport::{
+            contact::Contacts,
+            http::{Cors, history::History},
+        },
     },
     control::{About, Control, Parts, Settings, Stores, TemplateBook},
     error::ProgramError,
@@ -145,6 +150,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let of_admission = (switches.clone(), desk.clone());
     let admission =
         AdmissionRules::new(config.allow_list.as_deref(), invites.clone(), of_admission, clock, printer.clone())?;
+    let ledger = Ledger::open(storage.state()).await?;
     let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
     let metrics_server = match &config.metrics_listen {
         Some(address) => {
@@ -206,15 +212,19 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         Operator::Chain(operator) => Some(Arc::clone(&operator.announcements().settings().chain)),
         Operator::Offline => None,
     };
+    let mut history: Option<Arc<dyn History>> = None;
     let standing = match config.standing.is_some() || config.control.is_some() {
         true => {
             let chain = chain_of(&operator);
             let (settings, operator) = standing::settings(&config, &storage, chain, admission.clone()).await?;
-            listeners.serve_history(Arc::new(settings.served_history()));
+            history = Some(Arc::new(settings.served_history()));
             Some((settings, operator))
         }
         false => None,
     };
+    if let Some(history) = &history {
+        listeners.serve_history(Arc::clone(history));
+    }
     let builder = match &standing {
         Some((settings, _)) => builder.standing(settings.clone()),
         None => builder,
@@ -224,6 +234,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let allow_list = config.allow_list.clone();
     let standing_notices = standing.as_ref().map(|(settings, _)| (subscribe(settings), subscribe(settings)));
     let service = builder.start().await.map_err(|error| ProgramError::Internal(error.to_string()))?;
+    listeners.show(Origins {
+        service: service.clone(),
+        announcements: operator.announcements().cloned(),
+        history,
+        ledger: ledger.clone(),
+        admission: admission.clone(),
+    });
     listeners.open();
     readiness.set(true);
     printer.serving(config.identity.did(), listeners.url.as_deref(), &listeners.relays, config.network);
@@ -321,6 +338,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         alarms,
         switches,
         control: of_rounds,
+        ledger,
     })?;
     // Behind the rounds, which take the service's events from its start on.
     let control = match (control, notices_of_feed) {

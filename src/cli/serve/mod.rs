@@ -184,6 +184,11 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     if let Some(origins) = settings.cors {
         http.cors = serve::cors(&origins);
     }
+    config.directory = settings.directory.unwrap_or(false);
+    config.public_url = settings.public_url.as_deref().map(public_url).transpose()?;
+    if config.directory && config.listen.is_none() {
+        return Err(usage("--directory is served over HTTP: --listen ADDR"));
+    }
     if config.exit_when_done && config.cohorts.is_none() {
         return Err(usage("--exit-when-done needs --cohorts, or it would never be done"));
     }
@@ -212,4 +217,17 @@ fn control(settings: &ServeSettings, base: Base, network: Network) -> Result<Opt
         hosts: settings.control_host.clone().unwrap_or_default(),
         reader: Arc::new(reader),
     }))
+}
+
+/// The URL of the service as others call it, without a slash at its end.
+fn public_url(text: &str) -> Result<String, ProgramError> {
+    let wrong = |problem: &str| ProgramError::Usage(format!("--public-url {text}: {problem}"));
+    let url =
+        reqwest::Url::parse(text.trim()).map_err(|_| wrong("a URL expected, e.g. https://service.example"))?;
+    let is_plain =
+        url.query().is_none() && url.fragment().is_none() && url.username().is_empty() && url.password().is_none();
+    if !matches!(url.scheme(), "http" | "https") || !is_plain {
+        return Err(wrong("http:// or https://, a name and at most a path expected"));
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }

@@ -18,7 +18,6 @@ use clap::{Args, ValueEnum};
 pub(super) use self::{
     adopt::{BeaconArgs, main as beacon},
     record::{Record, is_new, ledger_of},
-    report::quoted,
 };
 use self::{new_key::KeyError, verbs::Verb};
 use super::{

@@ -172,13 +172,3 @@ impl Prepared<'_> {
         listed.filter(|key| self.keys.key_of(key).is_some()).collect()
     }
 }
-
-/// A word for a shell.
-pub(in crate::cli) fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}

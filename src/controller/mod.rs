@@ -10,6 +10,7 @@ mod genesis;
 pub mod keys;
 pub mod places;
 pub mod prepared;
+mod service_entry;
 pub mod standing;
 
 pub use self::{
@@ -18,5 +19,6 @@ pub use self::{
     keys::{Keys, NotAuthorized},
     places::Place,
     prepared::UpdateFile,
+    service_entry::{SERVICE_TYPE, ServiceEntry},
     standing::{AnnouncementState, Settled, Settlement},
 };

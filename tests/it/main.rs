@@ -36,6 +36,7 @@ mod cost;
 mod crash_participant;
 mod crash_service;
 mod demo;
+mod directory;
 mod docs;
 mod event_docs;
 mod examples;

@@ -45,3 +45,4 @@ pub mod standing;
 mod storage;
 pub mod telemetry;
 pub mod vault;
+mod words;

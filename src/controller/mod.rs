@@ -6,6 +6,7 @@
 
 pub(crate) mod address_change;
 pub mod current;
+mod diff;
 mod genesis;
 pub mod keys;
 pub mod places;
@@ -13,6 +14,7 @@ pub mod prepared;
 mod service_entry;
 pub mod standing;
 
+pub(crate) use self::diff::diff;
 pub use self::{
     current::{Current, CurrentError, Resolving},
     genesis::genesis_with,

@@ -219,6 +219,8 @@ impl Life {
             seeds: self.seeds.clone(),
             directory: self.config.state.clone(),
             network: self.config.network,
+            checking: super::details::Checking::of(&self.config),
+            backups: self.backups.clone(),
             wake,
         });
         self.tasks.push(actix_rt::spawn(control.serve(backend)));

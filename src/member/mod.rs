@@ -19,6 +19,9 @@ pub mod control;
 pub mod data;
 #[cfg(unix)]
 mod desk;
+#[cfg(unix)]
+mod details;
+mod explained;
 pub mod health;
 mod identities;
 pub mod leaving;
@@ -39,6 +42,7 @@ pub mod silence;
 mod source;
 mod tally;
 
+pub use self::explained::Explained;
 pub use self::{
     config::{BackupSettings, MINTED, MemberConfig, ROLE, SIDECARS, SeatSettings, ServiceSettings},
     control::{OfflineError, offline},

@@ -4,7 +4,6 @@ mod adopt;
 mod announce;
 mod by_singleton;
 mod cohort;
-mod diff;
 mod new_key;
 mod prepare;
 mod record;

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, announce, by_singleton, diff::diff};
+use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, announce, by_singleton};
 use crate::{
-    controller::Keys,
+    controller::{Keys, diff},
     error::ProgramError,
     protocol::{
         did::Did,

@@ -12,7 +12,6 @@ use super::{
     super::admission::{Admission, AdmissionRules},
     announced::{Announced, Ledger},
     joining::{Called, Join},
-    words,
 };
 use crate::{
     actors::{
@@ -29,6 +28,7 @@ use crate::{
         network::Network,
         time::Timestamp,
     },
+    words,
 };
 
 /// The version of the format.
@@ -151,6 +151,8 @@ pub(crate) struct Directory {
     pub(crate) cohorts: Vec<OpenCohort>,
     /// How many more are advertised.
     pub(crate) more_cohorts: usize,
+    /// How to wait for the next one-time cohort.
+    pub(crate) join: Join,
     pub(crate) standing: Vec<Standing>,
     pub(crate) more_standing: usize,
     pub(crate) announcements: Page,
@@ -187,6 +189,7 @@ impl Origins {
             service: about.clone(),
             admission,
             more_cohorts: advertised.saturating_sub(adverts.len()),
+            join: called.round(None, None),
             cohorts,
             standing,
             more_standing,
@@ -289,7 +292,7 @@ fn open_cohort(body: &SharedBody, called: &Called<'_>) -> Option<OpenCohort> {
             by_invite: called.by_invite,
             terms: is_open.then(|| terms(advert)).flatten(),
             in_words: if is_open { words::of_round(advert) } else { Vec::new() },
-            join: called.round(&advert.beacon_type, is_open.then_some(advert)),
+            join: called.round(Some(&advert.beacon_type), is_open.then_some(advert)),
         }),
         Body::Standing(message) => match &**message {
             StandingMessage::StandingAdvert(advert) => Some(OpenCohort {

@@ -115,13 +115,13 @@ impl Called<'_> {
     }
 
     /// In a one-time cohort, if its beacon is one that `join` can choose.
-    pub(super) fn round(&self, beacon: &BeaconType, advert: Option<&CohortAdvert>) -> Join {
+    pub(super) fn round(&self, beacon: Option<&BeaconType>, advert: Option<&CohortAdvert>) -> Join {
         let (network, did) = (self.network.to_string(), self.did.to_string());
         let mut words = self.base(&["join"], &did);
         words.extend(["--identity", "my.id", "--state", "my.state", "--out", "my.data"]);
-        if *beacon == BeaconType::cas() {
+        if beacon == Some(&BeaconType::cas()) {
             words.extend(["--beacon", "cas"]);
-        } else if *beacon == BeaconType::smt() {
+        } else if beacon == Some(&BeaconType::smt()) {
             words.extend(["--beacon", "smt"]);
         }
         let mut placeholders = Vec::new();
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn text_of_the_operator_stays_one_word_and_valid_toml() {
         let url = "https://a.example/$(touch x)'\"\\";
-        let round = called(url, true, |called| called.round(&BeaconType::smt(), None));
+        let round = called(url, true, |called| called.round(Some(&BeaconType::smt()), None));
         assert!(round.command.argv.contains(&url.to_owned()));
         assert!(
             round.command.shell.contains(r#" 'https://a.example/$(touch x)'\''"\' "#),

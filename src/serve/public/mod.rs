@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  adverts of the hub ──▶ directory ──▶ routes: GET /v1/directory
-//!  cohorts, history  ──▶     │ words: what terms mean; joining: the commands
+//!  cohorts, history  ──▶     │ joining: the commands
 //!  announced: what was final ┘
 //! ```
 //!
@@ -13,7 +13,6 @@ pub(crate) mod announced;
 mod directory;
 mod joining;
 mod routes;
-mod words;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},

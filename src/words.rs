@@ -59,7 +59,7 @@ fn costs(joining: Option<&Cost>, announcing: Option<&Cost>) -> Vec<String> {
 }
 
 /// The terms of a one-time cohort.
-pub(super) fn of_round(advert: &CohortAdvert) -> Vec<String> {
+pub(crate) fn of_round(advert: &CohortAdvert) -> Vec<String> {
     let mut words = vec![format!(
         "One announcement: {} sign one Bitcoin transaction together, then the cohort is over.",
         many(advert.min_participants, advert.max_participants, "member")
@@ -96,7 +96,7 @@ pub(super) fn of_round(advert: &CohortAdvert) -> Vec<String> {
 }
 
 /// The terms of a standing cohort.
-pub(super) fn of_standing(terms: &StandingTerms) -> Vec<String> {
+pub(crate) fn of_standing(terms: &StandingTerms) -> Vec<String> {
     let (least, most) = (u32::from(terms.min_participants), u32::from(terms.max_participants));
     let mut words = vec![format!(
         "A standing cohort: {} share one beacon address, which announces again and again, for years. A seat has {}.",

@@ -1,0 +1,1 @@
+// Nothing of a page depends on this file: it only refreshes what is shown.

@@ -10,6 +10,7 @@ use super::{
     agent::Wake,
     approval::Approvals,
     backup::{self, ContinuousBackups},
+    console::Access,
     control::{MOST_LOG, Request, costs_of, counts, server::Backend, shown},
     data::{self, Keeping},
     details::{self, Checking},
@@ -42,6 +43,8 @@ pub(super) struct Desk {
     pub(super) network: Network,
     pub(super) checking: Checking,
     pub(super) backups: Option<Arc<ContinuousBackups>>,
+    /// How browsers log in, if there is a page.
+    pub(super) access: Option<Access>,
     pub(super) wake: mpsc::Sender<Wake>,
 }
 
@@ -177,7 +180,10 @@ impl Backend for Desk {
                     Err(problem.to_owned())
                 }
             },
-            Request::ConsoleUrl => Err("the agent was started without --console".to_owned()),
+            Request::ConsoleUrl => match &self.access {
+                Some(access) => Ok(json!({ "url": *access.address() })),
+                None => Err("the agent was started without --console".to_owned()),
+            },
             Request::BackupMade { at } => {
                 backup::record(&self.state, at).await.map_err(|error| error.to_string())?;
                 Ok(json!({}))

@@ -15,6 +15,8 @@ mod agent;
 pub mod approval;
 pub mod backup;
 mod config;
+#[cfg(unix)]
+mod console;
 pub mod control;
 pub mod data;
 #[cfg(unix)]

@@ -78,7 +78,7 @@ impl Listeners {
             parts.vitals = vitals.clone();
             storage.configure_server(&mut parts, clock).await?;
             let server = HttpServer::start(parts);
-            let shown = config.directory.then(|| Public::new(server.clone()));
+            let shown = config.directory.then(|| Public::new(server.clone(), config.public_page.clone()));
             let site = PublicSite { server: server.clone(), public: shown.clone() };
             let (address, open) = web::bind(tls.as_ref(), listening, &site)?;
             let scheme = if tls.is_some() { "https" } else { "http" };
@@ -179,7 +179,7 @@ fn public_url(config: &ServeConfig, scheme: &str, bound: SocketAddr) -> Result<S
     match &config.public_url {
         Some(url) => Ok(url.clone()),
         None if bound.ip().is_unspecified() => Err(ProgramError::Usage(format!(
-            "--directory needs --public-url URL here: {bound} is every address of this machine, and the directory names one"
+            "--directory and --public-page need --public-url URL here: {bound} is every address of this machine, and they name one"
         ))),
         None => Ok(format!("{scheme}://{bound}")),
     }

@@ -45,6 +45,7 @@ pub use self::{
     alarm::{ALARMS, OnAlarm},
     config::ServeConfig,
     operator::{ChainConfig, Coins},
+    public::PageSettings,
     terms::{RoundTerms, StandingConfig},
     tls::Tls,
 };
@@ -232,7 +233,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     // Before the start, so that none is missed.
     let subscribe = |settings: &crate::actors::standing::StandingSettings| settings.notices.subscribe();
-    let allow_list = config.allow_list.clone();
+    let (allow_list, config_url) = (config.allow_list.clone(), config.public_url.clone());
     let standing_notices = standing.as_ref().map(|(settings, _)| (subscribe(settings), subscribe(settings)));
     let service = builder.start().await.map_err(|error| ProgramError::Internal(error.to_string()))?;
     listeners.show(Origins {
@@ -291,7 +292,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         of_rounds = Some((register.clone(), ordered));
         let about = About {
             network: service.did().network(),
-            url: listeners.url.clone(),
+            url: config_url.or_else(|| listeners.url.clone()),
             relays: listeners.relays.clone(),
             allow_list: allow_list.map(|path| path.display().to_string()),
         };

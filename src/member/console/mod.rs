@@ -14,6 +14,7 @@ mod secrets;
 mod site;
 
 use std::{
+    io::IsTerminal,
     net::{SocketAddr, ToSocketAddrs},
     rc::Rc,
     sync::Arc,
@@ -21,8 +22,8 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use self::{calls::Calls, secrets::Secrets, site::MemberSite};
-use super::control::server::Backend;
+use self::{secrets::Secrets, site::MemberSite};
+use super::{config::MemberConfig, control::server::Backend, notice::MemberNotice, report::Reporter};
 use crate::{
     actors::{
         runtime::Clock,
@@ -30,7 +31,6 @@ use crate::{
     },
     error::ProgramError,
     html::session::{SessionLimits, Sessions},
-    protocol::network::Network,
     serve::web::{self, Opening, Running},
 };
 
@@ -47,18 +47,12 @@ impl Access {
         // Behind the #: a browser does not send it, so that no log has it.
         Zeroizing::new(format!("{}/login#secret={}", self.url, *self.secrets.make(Clock::system().now())))
     }
-
-    /// The address without a secret.
-    pub(super) fn url(&self) -> &str {
-        &self.url
-    }
 }
 
 /// The page, which is about to be opened.
 pub(super) struct Bound {
     access: Access,
     opening: Opening,
-    calls: Calls,
     waiting: calls::Waiting,
 }
 
@@ -71,7 +65,7 @@ pub(super) struct Serving {
 ///
 /// # Errors
 /// [`ProgramError::Usage`] if other machines reach it.
-pub(super) fn bind(address: &str, network: Network, owner: &str) -> Result<Bound, ProgramError> {
+pub(super) fn bind(address: &str, config: &MemberConfig) -> Result<Bound, ProgramError> {
     let what = || format!("--console {address}");
     let resolved = address.to_socket_addrs().map_err(|error| ProgramError::Io { what: what(), error })?;
     let resolved: Vec<SocketAddr> = resolved.collect();
@@ -84,17 +78,17 @@ pub(super) fn bind(address: &str, network: Network, owner: &str) -> Result<Bound
     let secrets = Secrets::default();
     let (calls, waiting) = calls::channel();
     let site = MemberSite(Arc::new(site::Shared {
-        calls: calls.clone(),
+        calls,
         // The state directory distinguishes agents on one host: browsers send cookies to all ports.
-        sessions: Sessions::new("member", owner, false, SessionLimits::default()),
+        sessions: Sessions::new("member", &config.state.display().to_string(), false, SessionLimits::default()),
         secrets: secrets.clone(),
         connections: Connections::new(ConnectionLimits::of_files(256)),
         clock: Clock::system(),
-        network,
+        network: config.network,
     }));
     let (bound, opening) = web::bind(None, address, &site)?;
     let access = Access { url: format!("http://{bound}"), secrets };
-    Ok(Bound { access, opening, calls, waiting })
+    Ok(Bound { access, opening, waiting })
 }
 
 impl Bound {
@@ -103,9 +97,17 @@ impl Bound {
         self.access.clone()
     }
 
-    /// Serves; the future answers requests.
-    pub(super) fn open(self, backend: Rc<dyn Backend>) -> (Serving, impl Future<Output = ()> + use<>) {
-        drop(self.calls);
+    /// Serves, and reports where; the future answers requests.
+    pub(super) fn open(
+        self,
+        backend: Rc<dyn Backend>,
+        reporter: &Reporter,
+    ) -> (Serving, impl Future<Output = ()> + use<>) {
+        reporter.notice(&MemberNotice::ConsoleOpened { url: self.access.url.clone() });
+        // The secret is for who has started the agent, and for no log: a terminal is neither a file nor a journal.
+        if std::io::stderr().is_terminal() {
+            err!("log in once, within a quarter of an hour: {}", *self.access.address());
+        }
         (Serving { web: (self.opening)() }, self.waiting.answer(backend))
     }
 }

@@ -8,7 +8,12 @@ use super::{
     super::control::Request,
     site::{Visit, see},
 };
-use crate::{cost::WalletKind, html::forms::Fields, protocol::did::Did};
+use crate::{
+    cost::WalletKind,
+    html::forms::Fields,
+    protocol::{cohort::standing::StandingTerms, did::Did},
+    words,
+};
 
 /// How many entries of the log are shown.
 const LOG: usize = 200;
@@ -66,12 +71,19 @@ async fn request(visit: &Visit<'_>, id: &str) -> Shown {
     for wanted in pending["request"]["updates"].as_array().into_iter().flatten() {
         let known = queue.as_array().into_iter().flatten().find(|one| one["update"] == wanted["update"]);
         let explained = match known.and_then(|one| one["id"].as_u64()).filter(|_| updates.len() < MOST_EXPLAINED) {
-            Some(id) => visit.shared.calls.ask(Request::Show { id }).await.unwrap_or_else(|problem| json!({ "problem": problem })),
+            Some(id) => visit
+                .shared
+                .calls
+                .ask(Request::Show { id })
+                .await
+                .unwrap_or_else(|problem| json!({ "problem": problem })),
             None => Value::Null,
         };
         updates.push(json!({ "did": wanted["did"], "update": wanted["update"], "explained": explained }));
     }
-    Ok(("member/request.html", json!({ "pending": pending, "updates": updates })))
+    let terms = serde_json::from_value::<StandingTerms>(pending["request"]["terms"].clone());
+    let words = terms.map(|terms| words::of_standing(&terms)).unwrap_or_default();
+    Ok(("member/request.html", json!({ "pending": pending, "updates": updates, "words": words })))
 }
 
 async fn dids(visit: &Visit<'_>) -> Shown {
@@ -79,7 +91,8 @@ async fn dids(visit: &Visit<'_>) -> Shown {
 }
 
 async fn one_did(visit: &Visit<'_>, did: &str) -> Shown {
-    let did = percent_decode_str(did).decode_utf8().ok().and_then(|did| Did::parse(&did).ok()).ok_or_else(missing)?;
+    let did =
+        percent_decode_str(did).decode_utf8().ok().and_then(|did| Did::parse(&did).ok()).ok_or_else(missing)?;
     let dids = ask(visit, Request::Dids).await?;
     let known = dids.as_array().into_iter().flatten().find(|one| one["did"] == json!(did)).cloned();
     let known = known.ok_or_else(missing)?;
@@ -89,7 +102,12 @@ async fn one_did(visit: &Visit<'_>, did: &str) -> Shown {
     let is_checked = Query::<Vec<(String, String)>>::from_query(visit.request.query_string())
         .is_ok_and(|query| query.iter().any(|(name, _)| name == "check"));
     let report = match is_checked {
-        true => visit.shared.calls.ask(Request::Check { did: did.clone() }).await.unwrap_or_else(|problem| json!({ "problem": problem })),
+        true => visit
+            .shared
+            .calls
+            .ask(Request::Check { did: did.clone() })
+            .await
+            .unwrap_or_else(|problem| json!({ "problem": problem })),
         false => Value::Null,
     };
     let queue = ask(visit, Request::Queue { did: Some(did.clone()), all: true }).await?;

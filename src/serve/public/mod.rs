@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  adverts of the hub ──▶ directory ──▶ routes: GET /v1/directory
-//!  cohorts, history  ──▶     │ joining: the commands
+//!  cohorts, history  ──▶     │ joining: the commands     └─▶ page: the same for people
 //!  announced: what was final ┘
 //! ```
 //!
@@ -12,6 +12,7 @@
 pub(crate) mod announced;
 mod directory;
 mod joining;
+mod page;
 mod routes;
 
 use std::{
@@ -21,11 +22,12 @@ use std::{
 
 use actix_web::web::ServiceConfig;
 
-use self::routes::Document;
+pub use self::page::PageSettings;
 pub(crate) use self::{
     announced::Ledger,
-    directory::{About, Directory, Origins},
+    directory::{About, Origins},
 };
+use self::{directory::Directory, routes::Document};
 use super::web::Site;
 use crate::actors::transport::{
     connections::{Connections, Proxies},
@@ -40,10 +42,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A directory as it is served.
 pub(crate) struct Current {
-    /// Its value, from which pages are made.
-    #[allow(dead_code)]
-    pub(crate) directory: Directory,
+    directory: Directory,
     document: Document,
+    /// The page, once it was asked for; none if it has failed.
+    page: OnceLock<Option<Document>>,
     at: Instant,
 }
 
@@ -51,6 +53,8 @@ pub(crate) struct Current {
 #[derive(Clone)]
 pub(crate) struct Public {
     server: HttpServer,
+    /// The page for people, if there is one.
+    page: Option<Arc<PageSettings>>,
     inner: Arc<Inner>,
 }
 
@@ -65,8 +69,8 @@ struct Inner {
 
 impl Public {
     /// Shown beside the routes of `server`, as soon as there are [origins](Self::open).
-    pub(crate) fn new(server: HttpServer) -> Self {
-        Self { server, inner: Arc::default() }
+    pub(crate) fn new(server: HttpServer, page: Option<PageSettings>) -> Self {
+        Self { server, page: page.map(Arc::new), inner: Arc::default() }
     }
 
     /// Sets what the service is; only the first call has an effect.
@@ -115,7 +119,7 @@ impl Public {
         let reading = self.origins()?.directory(self.inner.about.get()?, &self.server);
         let directory = tokio::time::timeout(PATIENCE, reading).await.ok()?;
         let document = Document::new(serde_json::to_vec(&directory).ok()?);
-        let current = Arc::new(Current { directory, document, at: Instant::now() });
+        let current = Arc::new(Current { directory, document, page: OnceLock::new(), at: Instant::now() });
         *self.last() = Some(Arc::clone(&current));
         Some(current)
     }

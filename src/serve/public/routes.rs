@@ -1,7 +1,9 @@
 //! The routes: an answer is made once for all clients of a second, and is not sent again to those that have it.
 
+use std::sync::Arc;
+
 use actix_web::{
-    HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse, HttpResponseBuilder,
     http::{
         Method,
         header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH},
@@ -13,6 +15,7 @@ use serde::Deserialize;
 use super::{Public, directory::PAGE};
 use crate::{
     actors::transport::http::{HttpServer, Refusal, admit, cors, not_found, refuse},
+    html::assets,
     protocol::hash::sha256,
 };
 
@@ -45,17 +48,25 @@ impl Document {
         })
     }
 
-    /// The answer.
-    fn answer(&self, server: &HttpServer, request: &HttpRequest) -> HttpResponse {
+    /// The answer, with these headers too.
+    pub(super) fn answer(
+        &self,
+        request: &HttpRequest,
+        headers: impl FnOnce(&mut HttpResponseBuilder),
+    ) -> HttpResponse {
         let is_known = self.is_known(request);
         let mut response = if is_known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
-        cors::allow(&mut response, &server.config().cors, request.headers());
         response.insert_header((ETAG, self.etag.as_str())).insert_header((CACHE_CONTROL, "public, max-age=1"));
-        if is_known {
-            return response.finish();
-        }
-        response.insert_header((CONTENT_TYPE, "application/json")).insert_header((NOSNIFF, "nosniff"));
-        response.body(self.bytes.clone())
+        headers(&mut response);
+        if is_known { response.finish() } else { response.body(self.bytes.clone()) }
+    }
+
+    /// The answer of JSON, which pages of other sites may read as they may read the other routes.
+    fn json(&self, server: &HttpServer, request: &HttpRequest) -> HttpResponse {
+        self.answer(request, |response| {
+            cors::allow(response, &server.config().cors, request.headers());
+            response.insert_header((CONTENT_TYPE, "application/json")).insert_header((NOSNIFF, "nosniff"));
+        })
     }
 }
 
@@ -69,7 +80,7 @@ async fn directory(public: &Public, request: &HttpRequest) -> Result<HttpRespons
     let server = &public.server;
     admit(server, request).await?;
     let current = public.current().await.ok_or_else(|| refuse(server, request, Refusal::Unavailable))?;
-    Ok(current.document.answer(server, request))
+    Ok(current.document.json(server, request))
 }
 
 async fn announcements(public: &Public, request: &HttpRequest) -> Result<HttpResponse, HttpResponse> {
@@ -81,7 +92,7 @@ async fn announcements(public: &Public, request: &HttpRequest) -> Result<HttpRes
     let most = asked.limit.unwrap_or(PAGE).clamp(1, MOST);
     let page = public.origins().ok_or_else(unavailable)?.page(asked.before, most);
     let bytes = serde_json::to_vec(&page).map_err(|_| unavailable())?;
-    Ok(Document::new(bytes).answer(server, request))
+    Ok(Document::new(bytes).json(server, request))
 }
 
 /// Adds the routes to an `App`, before those of the protocol.
@@ -107,4 +118,18 @@ pub(super) fn mount(app: &mut ServiceConfig, public: &Public) {
     }
     route!("/v1/directory", directory);
     route!("/v1/directory/announcements", announcements);
+    let Some(settings) = public.page.clone() else { return };
+    let shown = public.clone();
+    let page = move |request: HttpRequest| {
+        let (public, settings) = (shown.clone(), Arc::clone(&settings));
+        async move { super::page::page(&public, &settings, &request).await.unwrap_or_else(|refused| refused) }
+    };
+    let server = public.server.clone();
+    let asset = move |request: HttpRequest, name: web::Path<String>| {
+        let answer = assets::answer(&name).unwrap_or_else(|| refuse(&server, &request, Refusal::NotFound));
+        async move { answer }
+    };
+    let of_page = |path: &str| web::resource(path).default_service(not_found(&public.server));
+    app.service(of_page("/").route(web::get().to(page.clone())).route(web::head().to(page)));
+    app.service(of_page("/assets/{name}").route(web::get().to(asset)));
 }

@@ -38,7 +38,7 @@ impl ServiceEntry {
         json!({ "id": format!("{did}#{name}"), "type": SERVICE_TYPE, "serviceEndpoint": self.endpoint() })
     }
 
-    /// The entries of a document. What is none of this format is left out: the document is somebody else's.
+    /// The entries of a document. What is none of this format is left out: the document is another party's.
     pub fn all_of(document: &Value) -> Vec<Self> {
         let services = document["service"].as_array().into_iter().flatten();
         let is_ours = |service: &&Value| match &service["type"] {

@@ -213,9 +213,9 @@ async fn announcements_are_listed_with_their_confirmations() {
     let node = blocks.node();
     let source = format!("core={}?cookie={}", node.url(), node.cookie_file().display());
     let chain = ["--chain", &source, "--chain-poll", "200ms", "--confirmations", "2"];
+    let page = ["--public-page", "--explorer", "https://explorer.example"];
     let arguments =
-        [&["--directory", "--state", &state, "--min-participants", "1", "--max-participants", "1"][..], &chain]
-            .concat();
+        [&["--state", &state, "--min-participants", "1", "--max-participants", "1"][..], &page, &chain].concat();
     let mut service = Service::start(&directory, &arguments);
     let cohort = once(&service, "a cohort is open", |shown| !shown["cohorts"][0].is_null())["cohorts"][0].clone();
     let more = format!("--chain '{source}' --chain-poll 200ms --confirmations 2");
@@ -244,6 +244,10 @@ async fn announcements_are_listed_with_their_confirmations() {
     assert_eq!((&last["txid"], &last["confirmations"]), (&broadcast["txid"], &json!(2)));
     assert_eq!(last["beaconAddress"], wanted["beaconAddress"]);
     assert_eq!(shown["announcements"]["items"].as_array().unwrap().len(), 1);
+    let (_, _, page) = get(&service, "/", "");
+    let links = [("tx", &last["txid"]), ("address", &last["beaconAddress"])]
+        .map(|(kind, what)| format!("href=\"https://explorer.example/{kind}/{}\"", what.as_str().unwrap()));
+    contains(&page, &[&links[0], &links[1], "2 or more"]);
     assert_eq!(member.end().0, Some(0));
     // Also after a restart, and by the route of pages.
     service.program.kill();
@@ -300,4 +304,69 @@ async fn a_standing_cohort_is_joined_and_then_listed() {
     assert_eq!((&listed["cohortId"], &shown["cohorts"]), (&cohort["cohortId"], &json!([])));
     let (status, _, all) = get(&service, &format!("/{}", listed["announcements"].as_str().unwrap()), "");
     assert_eq!(status, 200, "{all}");
+}
+
+/// What a browser loads or follows from a page.
+fn links(page: &str) -> Vec<String> {
+    let of = |name: &str| {
+        let parts = page.split(&format!(" {name}=\"")).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+        parts.collect::<Vec<_>>()
+    };
+    [of("href"), of("src")].concat()
+}
+
+#[test]
+fn people_see_the_same_on_the_page_without_a_script() {
+    let directory = directory("directory-page");
+    let arguments = ["--public-page", "--explorer", "https://explorer.example/signet/", "--min-participants", "2"];
+    let service = Service::start(&directory, &arguments);
+    let shown = directory_of(&service);
+    let (status, head, page) = get(&service, "/", "Origin: https://page.example\r\n");
+    assert_eq!(status, 200, "{head}");
+    contains(&head, &["content-type: text/html", "default-src 'none'; script-src 'self'", "frame-ancestors 'none'", "nosniff"]);
+    assert!(!head.contains("access-control-allow-origin"), "{head}");
+    let cohort = &shown["cohorts"][0];
+    let unescaped = page.replace("&#x27;", "'").replace("&quot;", "\"").replace("&#x2f;", "/");
+    for text in cohort["inWords"].as_array().unwrap().iter().chain([&cohort["join"]["command"]["shell"], &shown["service"]["did"]]) {
+        assert!(unescaped.contains(text.as_str().unwrap()), "{text} in {unescaped}");
+    }
+    contains(&page, &["Open cohorts", "<noscript>", "#invite=", "--invite"]);
+    // Behind a proxy with a path prefix everything is below the page's own path.
+    let links = links(&page);
+    for link in &links {
+        assert!(link.starts_with("./") || link.starts_with('#') || link == "data:,", "{link}");
+    }
+    for link in links.iter().filter(|link| link.starts_with("./")) {
+        let (status, head, _) = get(&service, &link[1..], "");
+        assert_eq!(status, 200, "{link}");
+        if link.contains("/assets/") {
+            contains(&head, &["immutable", "content-security-policy"]);
+        }
+    }
+    assert!(!page.contains(" style=") && !page.contains("onclick") && !page.contains("<script>"), "{page}");
+    let etag = head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    assert_eq!(get(&service, "/", &format!("If-None-Match: {etag}\r\n")).0, 304);
+    let (status, _, older) = get(&service, "/?before=1", "");
+    assert_eq!(status, 200);
+    contains(&older, &["None before these."]);
+    assert_eq!(get(&service, "/?before=x", "").0, 400);
+    assert_eq!(get(&service, "/assets/x.css", "").0, 404);
+    drop(service);
+    // With the directory alone there is no page.
+    let service = Service::start(&directory, &["--directory"]);
+    assert_eq!(get(&service, "/", "").0, 404);
+    drop(service);
+    let file = path(&directory, "service");
+    let wrong = run(&["serve", "--identity", &file, "--chain", "offline", "--explorer", "https://explorer.example"]);
+    contains(wrong.usage(), &["--explorer needs --public-page"]);
+}
+
+#[test]
+fn by_invite_the_page_has_the_command_and_no_terms() {
+    let directory = directory("directory-page-invite");
+    let state = path(&directory, "state");
+    let service = Service::start(&directory, &["--public-page", "--invites", "--state", &state]);
+    let (_, _, page) = get(&service, "/", "");
+    contains(&page, &["DIDs with an invite of the operator", "by invite", "--invite TOKEN", "data-join"]);
+    assert!(!page.contains("The terms as data"), "{page}");
 }

@@ -54,6 +54,8 @@ mod life;
 mod logs;
 #[cfg(unix)]
 mod member_backup;
+#[cfg(unix)]
+mod member_console;
 mod member_costs;
 #[cfg(unix)]
 mod member_drills;

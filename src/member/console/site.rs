@@ -125,7 +125,7 @@ async fn handle(shared: Data<Shared>, request: HttpRequest, payload: Payload) ->
     pages::act(&visit, &fields).await
 }
 
-/// Whether the page is called as this machine: a name of somebody else that leads here would let that site's pages in (DNS rebinding).
+/// Whether the page is called as this machine: a name of another party that leads here would let its pages in (DNS rebinding).
 fn is_our_host(request: &HttpRequest) -> bool {
     let mut hosts = request.headers().get_all(HOST);
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };

@@ -30,11 +30,29 @@ pub(super) const TEMPLATES: &[(&str, &str)] = embed![include_str "templates/":
     "console/template-new.html",
     "console/templates.html",
     "console/tokens.html",
+    "member/base.html",
+    "member/costs.html",
+    "member/did.html",
+    "member/dids.html",
+    "member/error.html",
+    "member/log.html",
+    "member/login.html",
+    "member/overview.html",
+    "member/parts.html",
+    "member/queue.html",
+    "member/request.html",
+    "member/update.html",
+    "public/index.html",
 ];
 
 /// The assets.
-pub(super) const ASSETS: &[(&str, &[u8])] =
-    &[("console.css", include_bytes!("assets/console.css")), ("console.js", include_bytes!("assets/console.js"))];
+pub(super) const ASSETS: &[(&str, &[u8])] = &[
+    ("console.css", include_bytes!("assets/console.css")),
+    ("console.js", include_bytes!("assets/console.js")),
+    ("member.js", include_bytes!("assets/member.js")),
+    ("pages.css", include_bytes!("assets/pages.css")),
+    ("public.js", include_bytes!("assets/public.js")),
+];
 
 /// The folder to read files from instead: for those who write templates, in debug builds.
 #[cfg(debug_assertions)]

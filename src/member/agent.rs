@@ -100,6 +100,8 @@ pub(super) struct Life {
     backups: Option<Arc<Backups>>,
     /// The tasks beside the loop, which end with it.
     tasks: Vec<actix_rt::task::JoinHandle<()>>,
+    #[cfg(unix)]
+    page: Option<super::console::Serving>,
     declined: BTreeSet<(Did, String)>,
     restored: bool,
 }
@@ -187,6 +189,8 @@ impl Life {
             reached,
             backups,
             tasks: Vec::new(),
+            #[cfg(unix)]
+            page: None,
             declined: BTreeSet::new(),
             restored,
         })
@@ -211,7 +215,9 @@ impl Life {
             End::Refused(ProgramError::Io { what: format!("the control socket {}", path.display()), error })
         })?;
         let keeping = self.keep_data();
-        let backend = Rc::new(super::desk::Desk {
+        let page = self.config.console.as_deref().map(|address| super::console::bind(address, &self.config));
+        let page = page.transpose()?;
+        let backend: Rc<dyn super::control::server::Backend> = Rc::new(super::desk::Desk {
             reporter: self.reporter.clone(),
             state: self.state.clone(),
             queue: Arc::clone(&self.queue),
@@ -223,8 +229,16 @@ impl Life {
             seeds: self.seeds.clone(),
             directory: self.config.state.clone(),
             network: self.config.network,
+            checking: super::details::Checking::of(&self.config),
+            backups: self.backups.clone(),
+            access: page.as_ref().map(super::console::Bound::access),
             wake,
         });
+        if let Some(page) = page {
+            let (serving, answering) = page.open(Rc::clone(&backend), &self.reporter);
+            self.page = Some(serving);
+            self.tasks.push(actix_rt::spawn(answering));
+        }
         self.tasks.push(actix_rt::spawn(control.serve(backend)));
         Ok(path.display().to_string())
     }
@@ -465,6 +479,10 @@ impl Life {
     }
 
     async fn stop(self) {
+        #[cfg(unix)]
+        if let Some(page) = self.page {
+            page.stop().await;
+        }
         self.tasks.iter().for_each(actix_rt::task::JoinHandle::abort);
         for task in self.tasks {
             // It was aborted: what it holds is gone now, the control socket too.

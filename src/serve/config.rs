@@ -7,6 +7,7 @@ use ::bitcoin::Amount;
 use super::{
     alarm::OnAlarm,
     operator::Coins,
+    public::PageSettings,
     switches::Values,
     terms::{RoundTerms, StandingConfig, Terms},
     tls::Tls,
@@ -92,6 +93,12 @@ pub struct ServeConfig {
     pub standing: Option<StandingConfig>,
     /// The control API, if there is one.
     pub control: Option<ControlConfig>,
+    /// Whether the directory of cohorts and announcements is served to everyone.
+    pub directory: bool,
+    /// The page of the directory for people, if there is one.
+    pub public_page: Option<PageSettings>,
+    /// The URL by which everyone reaches the service, without a slash at its end. Without it, that of the socket.
+    pub public_url: Option<String>,
 }
 
 impl ServeConfig {
@@ -131,6 +138,9 @@ impl ServeConfig {
             max_live: 256,
             standing: None,
             control: None,
+            directory: false,
+            public_page: None,
+            public_url: None,
         }
     }
 

@@ -28,7 +28,7 @@ use crate::{
     control::{ControlConfig, Listen},
     error::ProgramError,
     protocol::network::Network,
-    serve::{self, ChainConfig, Coins, ServeConfig, Tls},
+    serve::{self, ChainConfig, Coins, PageSettings, ServeConfig, Tls},
 };
 
 pub(super) fn main(args: ServeArgs) -> ExitCode {
@@ -208,6 +208,17 @@ fn config(settings: ServeSettings) -> Result<ServeConfig, ProgramError> {
     if let Some(origins) = settings.cors {
         http.cors = serve::cors(&origins);
     }
+    let has_page = settings.public_page.unwrap_or(false);
+    config.directory = has_page || settings.directory.unwrap_or(false);
+    config.public_url = settings.public_url.as_deref().map(|url| plain_url("--public-url", url)).transpose()?;
+    let explorer = settings.explorer.as_deref().map(|url| plain_url("--explorer", url)).transpose()?;
+    if explorer.is_some() && !has_page {
+        return Err(usage("--explorer needs --public-page"));
+    }
+    config.public_page = has_page.then_some(PageSettings { explorer });
+    if config.directory && config.listen.is_none() {
+        return Err(usage("--directory and --public-page are served over HTTP: --listen ADDR"));
+    }
     if config.exit_when_done && config.cohorts.is_none() {
         return Err(usage("--exit-when-done needs --cohorts, or it would never be done"));
     }
@@ -247,4 +258,17 @@ fn control(settings: &ServeSettings, base: Base, network: Network) -> Result<Opt
         reader: Arc::new(reader),
         console: has_console.then_some(settings.console_idle.map_or(console::IDLE, |Period(idle)| idle)),
     }))
+}
+
+/// A URL of an option, to which paths are added: without a slash at its end.
+fn plain_url(option: &str, text: &str) -> Result<String, ProgramError> {
+    let wrong = |problem: &str| ProgramError::Usage(format!("{option} {text}: {problem}"));
+    let url =
+        reqwest::Url::parse(text.trim()).map_err(|_| wrong("a URL expected, e.g. https://service.example"))?;
+    let is_plain =
+        url.query().is_none() && url.fragment().is_none() && url.username().is_empty() && url.password().is_none();
+    if !matches!(url.scheme(), "http" | "https") || !is_plain {
+        return Err(wrong("http:// or https://, a name and at most a path expected"));
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }

@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_read_as_it_was_written() {
-        let key: SecretKey = "11".repeat(32).parse().unwrap();
+        let key = SecretKey::from_hex(&"11".repeat(32)).unwrap();
         let did = Did::from_key(key.public_key(), Network::Regtest);
         let both = ServiceEntry {
             url: Some("https://service.example/x".to_owned()),

@@ -309,8 +309,9 @@ async fn a_standing_cohort_is_joined_and_then_listed() {
 /// What a browser loads or follows from a page.
 fn links(page: &str) -> Vec<String> {
     let of = |name: &str| {
-        let parts = page.split(&format!(" {name}=\"")).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
-        parts.collect::<Vec<_>>()
+        let begin = format!(" {name}=\"");
+        let rests = page.split(begin.as_str()).skip(1);
+        rests.map(|rest| rest.split('"').next().unwrap().to_owned()).collect::<Vec<_>>()
     };
     [of("href"), of("src")].concat()
 }
@@ -323,11 +324,19 @@ fn people_see_the_same_on_the_page_without_a_script() {
     let shown = directory_of(&service);
     let (status, head, page) = get(&service, "/", "Origin: https://page.example\r\n");
     assert_eq!(status, 200, "{head}");
-    contains(&head, &["content-type: text/html", "default-src 'none'; script-src 'self'", "frame-ancestors 'none'", "nosniff"]);
+    contains(
+        &head,
+        &["content-type: text/html", "default-src 'none'; script-src 'self'", "frame-ancestors 'none'", "nosniff"],
+    );
     assert!(!head.contains("access-control-allow-origin"), "{head}");
     let cohort = &shown["cohorts"][0];
     let unescaped = page.replace("&#x27;", "'").replace("&quot;", "\"").replace("&#x2f;", "/");
-    for text in cohort["inWords"].as_array().unwrap().iter().chain([&cohort["join"]["command"]["shell"], &shown["service"]["did"]]) {
+    for text in cohort["inWords"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .chain([&cohort["join"]["command"]["shell"], &shown["service"]["did"]])
+    {
         assert!(unescaped.contains(text.as_str().unwrap()), "{text} in {unescaped}");
     }
     contains(&page, &["Open cohorts", "<noscript>", "#invite=", "--invite"]);
@@ -357,7 +366,8 @@ fn people_see_the_same_on_the_page_without_a_script() {
     assert_eq!(get(&service, "/", "").0, 404);
     drop(service);
     let file = path(&directory, "service");
-    let wrong = run(&["serve", "--identity", &file, "--chain", "offline", "--explorer", "https://explorer.example"]);
+    let wrong =
+        run(&["serve", "--identity", &file, "--chain", "offline", "--explorer", "https://explorer.example"]);
     contains(wrong.usage(), &["--explorer needs --public-page"]);
 }
 

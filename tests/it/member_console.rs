@@ -40,7 +40,8 @@ impl Browser {
     fn send(&self, method: &str, at: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut request = format!("{method} {at} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let mut request =
+            format!("{method} {at} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
         if !headers.iter().any(|(name, _)| *name == "Host") {
             request.push_str(&format!("Host: {}\r\n", self.address));
         }
@@ -153,7 +154,9 @@ async fn the_page_is_for_who_has_a_secret_and_for_forms_of_its_own() {
         assert_eq!(browser.send("GET", "/", &[("Host", host)], "").status, 200, "{host}");
     }
     // Every page is there without a script.
-    for (at, text) in [("/", "Overview"), ("/dids", "DIDs"), ("/queue", "Queue"), ("/costs", "Costs"), ("/log", "member-ready")] {
+    for (at, text) in
+        [("/", "Overview"), ("/dids", "DIDs"), ("/queue", "Queue"), ("/costs", "Costs"), ("/log", "member-ready")]
+    {
         contains(&browser.page(at), &[text, "Log out"]);
     }
     for missing in ["/x", "/requests/77", "/dids/did:btcr2:k1x", "/queue/x"] {
@@ -197,7 +200,10 @@ async fn decisions_on_the_page_lead_to_signatures_and_rejections() {
     let asked = pending(&world.state).await;
     contains(&browser.page("/"), &["Join a cohort", &format!("/requests/{}", asked["id"])]);
     let page = browser.page(&format!("/requests/{}", asked["id"]));
-    contains(&page, &["Take a seat in a cohort?", "Only all seats together can spend the coin", &world.service.did]);
+    contains(
+        &page,
+        &["Take a seat in a cohort?", "Only all seats together can spend the coin", &world.service.did],
+    );
     let csrf = browser.csrf(&page);
     let approve = |id: &Value| browser.form("/approve", &format!("_csrf={csrf}&id={id}"));
     assert_eq!(approve(&Value::from(77)).status, 409);
@@ -220,7 +226,10 @@ async fn decisions_on_the_page_lead_to_signatures_and_rejections() {
     // What is signed, and what it changes.
     let request = &first["request"];
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    contains(&page, &[&text(&request["txid"]), &text(&request["beaconAddress"]), &text(&request["transaction"]["signal"])]);
+    contains(
+        &page,
+        &[&text(&request["txid"]), &text(&request["beaconAddress"]), &text(&request["transaction"]["signal"])],
+    );
     contains(&page, &["sat/vB", "the rest, back to the beacon", "From version 1 to 2", "class=\"add\"", "#one"]);
     assert!(page.contains("&lt;script&gt;alert(1)") && !page.contains("<script>alert"), "{page}");
     assert!(!page.contains('\u{202e}'), "{page}");

@@ -267,7 +267,7 @@ mod tests {
     use crate::protocol::key::SecretKey;
 
     fn called<T>(url: &str, by_invite: bool, with: impl Fn(&Called<'_>) -> T) -> T {
-        let key: SecretKey = "11".repeat(32).parse().unwrap();
+        let key = SecretKey::from_hex(&"11".repeat(32)).unwrap();
         let did = Did::from_key(key.public_key(), Network::Regtest);
         with(&Called { url, did: &did, network: Network::Regtest, by_invite })
     }

@@ -45,7 +45,7 @@ export async function close() {
 /** A context without cookies. */
 export async function context(options = {}) {
     const made = await (await launched()).newContext({ viewport: { width: 1200, height: 800 }, ...options });
-    made.setDefaultTimeout(PATIENCE / 2);
+    made.setDefaultTimeout(15_000);
     return made;
 }
 

@@ -20,8 +20,13 @@ export const PROGRAM = process.env.BTCR2 ?? join(process.env.CARGO_TARGET_DIR ??
 const children = new Set();
 const directories = new Set();
 
-process.on('exit', () => {
+/** Ends all children: without that, they keep this process alive. */
+export function endAll() {
     for (const child of children) child.kill('SIGKILL');
+}
+
+process.on('exit', () => {
+    endAll();
     for (const directory of directories) rmSync(directory, { recursive: true, force: true, maxRetries: 5 });
 });
 for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));

@@ -126,8 +126,8 @@ impl Printer {
         self.line(&json!({ "event": "metrics", "url": url }), &format!("metrics at {url}/metrics"));
     }
 
-    /// The socket and the address of the control API.
-    pub(crate) fn controlled(&self, socket: Option<&std::path::Path>, url: Option<&str>) {
+    /// The socket and the address of the control API, and the URL of the console.
+    pub(crate) fn controlled(&self, socket: Option<&std::path::Path>, url: Option<&str>, console: Option<&str>) {
         let mut json = json!({ "event": "control" });
         let socket = socket.map(|path| path.display().to_string());
         if let Some(socket) = &socket {
@@ -137,7 +137,12 @@ impl Printer {
             json["url"] = json!(url);
         }
         let places: Vec<&str> = socket.as_deref().into_iter().chain(url).collect();
-        self.line(&json, &format!("control API at {}", places.join(", ")));
+        let mut text = format!("control API at {}", places.join(", "));
+        if let Some(console) = console {
+            json["console"] = json!(console);
+            text.push_str(&format!("; console at {console}"));
+        }
+        self.line(&json, &text);
     }
 
     /// A warning for the operator.

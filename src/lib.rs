@@ -3,7 +3,7 @@
 //! This crate is the host: the command line ([`cli`]), the service and the participant as programs ([`serve`],
 //! [`join`]), the checks by Bitcoin's own rules ([`bitcoin`]), the publication of announcements ([`cas`]),
 //! announcements without a cohort ([`singleton`]), standing cohorts ([`standing`]) and what they cost ([`costs`]), a member's stored data and its watch ([`vault`]), the health of a DID
-//! ([`check`]), what resolvers see ([`resolve`]), what the programs of a DID's controller share ([`controller`]), and a whole
+//! ([`check`]), the operator's console ([`console`]), what resolvers see ([`resolve`]), what the programs of a DID's controller share ([`controller`]), and a whole
 //! cohort in one process ([`demo`]). Messages and state machines are in [`protocol`], the actors that drive them in
 //! [`actors`]; another host needs only those two.
 
@@ -22,6 +22,7 @@ pub mod cas;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod control;
 pub mod controller;
 pub mod cost;
@@ -30,6 +31,7 @@ pub mod demo;
 pub mod error;
 pub mod events;
 mod files;
+mod html;
 pub mod inputs;
 pub mod join;
 pub mod keyfile;

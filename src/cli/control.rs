@@ -13,7 +13,8 @@ use super::{
 use crate::{
     actors::shared_table::SharedTableError,
     config::Span,
-    control::{AuditLog, Change, MOST_ENTRIES, Role, TokenBook, Who, check_label},
+    control::{AuditLog, Change, MOST_ENTRIES, Role, TokenBook, TotpSecret, Who, check_label},
+    html::qr,
     protocol::{text::shown, time::Timestamp},
 };
 
@@ -21,6 +22,8 @@ const EXAMPLES: &str = "\
 Examples:
   A token for a colleague, who uses it with `ctl --url ... --token-file FILE`; it is printed once:
     btcr2-aggregation control token new --role operator --label alice --state service > alice.token
+  The same for the console alone, with the codes of a phone as a second factor:
+    btcr2-aggregation control token new --role operator --label 'alice, browser' --totp --state service
   Who may do what, and what was done:
     btcr2-aggregation control token list --state service
     btcr2-aggregation control audit --state service
@@ -68,6 +71,11 @@ enum TokenCommand {
         /// When it expires [default: never]
         #[command(flatten)]
         term: Term,
+        /// For the console alone: with a second factor, the codes of an authenticator program
+        ///
+        /// The QR code for that program, and its URI, go to standard error, once.
+        #[arg(long)]
+        totp: bool,
         #[command(flatten)]
         args: DirectoryArgs,
     },
@@ -108,8 +116,8 @@ impl Failure for ControlFailure {
 
 pub(super) fn main(args: &ControlArgs) -> ExitCode {
     let outcome = match &args.command {
-        ControlCommand::Token { command: TokenCommand::New { role, label, term, args } } => {
-            new(*role, label, term, args)
+        ControlCommand::Token { command: TokenCommand::New { role, label, term, totp, args } } => {
+            new(*role, label, term, *totp, args)
         }
         ControlCommand::Token { command: TokenCommand::List { args } } => list(args),
         ControlCommand::Token { command: TokenCommand::Revoke { id, args } } => revoke(id, args),
@@ -139,7 +147,7 @@ fn who() -> Who {
     };
     #[cfg(not(unix))]
     let from = "command".to_owned();
-    Who { role: Role::Admin, token: None, label: "command".to_owned(), from }
+    Who { role: Role::Admin, token: None, label: "command".to_owned(), from, session: None }
 }
 
 fn record(args: &DirectoryArgs, change: &Change) -> Result<(), ControlFailure> {
@@ -147,7 +155,7 @@ fn record(args: &DirectoryArgs, change: &Change) -> Result<(), ControlFailure> {
     Ok(())
 }
 
-fn new(role: Role, label: &str, term: &Term, args: &DirectoryArgs) -> Result<(), ControlFailure> {
+fn new(role: Role, label: &str, term: &Term, totp: bool, args: &DirectoryArgs) -> Result<(), ControlFailure> {
     check_label(label).map_err(ControlFailure::Label)?;
     let now = now();
     let expires = match (term.until, term.span) {
@@ -159,16 +167,27 @@ fn new(role: Role, label: &str, term: &Term, args: &DirectoryArgs) -> Result<(),
         return Err(ControlFailure::Over);
     }
     let tokens = tokens(args)?;
-    let request = json!({ "role": role, "label": label, "expires": expires.and_then(Timestamp::to_date) });
+    let until = expires.and_then(Timestamp::to_date);
+    let request = json!({ "role": role, "label": label, "expires": until, "totp": totp });
     record(args, &Change { action: "token.create", target: None, request })?;
-    let made = tokens.add(label, role, now, expires)?;
+    let made = tokens.add(label, role, now, expires, totp.then(TotpSecret::generate))?;
+    let otpauth = made.token.totp.as_ref().map(|totp| totp.uri(label));
     if args.json {
         let mut shown = made.token.view(&made.id, now);
         shown["token"] = json!(&*made.text);
+        if let Some(otpauth) = &otpauth {
+            shown["otpauth"] = json!(&**otpauth);
+        }
         out!("{shown}");
-    } else {
-        out!("{}", &*made.text);
+        return Ok(());
     }
+    if let Some(otpauth) = &otpauth {
+        if let Ok(code) = qr::terminal(otpauth) {
+            err!("{code}");
+        }
+        err!("the second factor, for an authenticator program: {}", &**otpauth);
+    }
+    out!("{}", &*made.text);
     Ok(())
 }
 

@@ -83,7 +83,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = AuditLog::open(directory.path());
         assert!(log.page(None, 10).unwrap().is_empty());
-        let who = Who { role: Role::Admin, token: None, label: "socket".to_owned(), from: "uid 0".to_owned() };
+        let (label, from) = ("socket".to_owned(), "uid 0".to_owned());
+        let who = Who { role: Role::Admin, token: None, label, from, session: None };
         let now = Timestamp::from_secs(0);
         for number in 1..=12 {
             let change = Change { action: "ban.add", target: Some(format!("did {number}")), request: json!({}) };

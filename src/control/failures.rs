@@ -1,7 +1,8 @@
 //! Back-off after failed logins, of each network address and of each token.
 //!
 //! Never a lock: an address waits at most a minute. A token that is guessed at is not refused to its owner, since its secret cannot be
-//! guessed; only the answers to wrong guesses are slowed down. This machine's own addresses, behind which all users of a proxy or tunnel
+//! guessed; only the answers to wrong guesses are slowed down. One-time passwords can be guessed, by those who have the token: after wrong
+//! ones its owner waits too. This machine's own addresses, behind which all users of a proxy or tunnel
 //! are, are not limited by address.
 
 use std::{
@@ -32,6 +33,8 @@ const MOST: NonZero<usize> = NonZero::new(16_384).expect("not zero");
 enum Subject {
     Address(NetworkAddress),
     Token(String),
+    /// The one-time passwords of a token.
+    Codes(String),
 }
 
 #[derive(Clone, Copy)]
@@ -64,7 +67,11 @@ impl Failures {
     /// A login has failed, of an address if it counts, and at a token if one has this identifier.
     pub(crate) fn note(&self, address: Option<IpAddr>, token: Option<&str>, now: Timestamp) {
         let address = address.map(|address| Subject::Address(address.into()));
-        for subject in address.into_iter().chain(token.map(|id| Subject::Token(id.to_owned()))) {
+        self.count(address.into_iter().chain(token.map(|id| Subject::Token(id.to_owned()))), now);
+    }
+
+    fn count(&self, subjects: impl Iterator<Item = Subject>, now: Timestamp) {
+        for subject in subjects {
             let mut failures = self.lock();
             let failed = failures.get_or_insert_mut(subject, || Failed { times: 0, last: now, until: now });
             if now.since(failed.last) >= FORGOTTEN {
@@ -76,6 +83,17 @@ impl Failures {
                 failed.until = now + FIRST.saturating_mul(1 << doublings.min(16)).min(LONGEST);
             }
         }
+    }
+
+    /// How long one-time passwords of a token still have to wait.
+    pub(crate) fn wait_of_codes(&self, id: &str, now: Timestamp) -> Duration {
+        self.wait(&Subject::Codes(id.to_owned()), now)
+    }
+
+    /// A one-time password was wrong.
+    pub(crate) fn note_code(&self, address: Option<IpAddr>, id: &str, now: Timestamp) {
+        let address = address.map(|address| Subject::Address(address.into()));
+        self.count(address.into_iter().chain([Subject::Codes(id.to_owned())]), now);
     }
 
     fn wait(&self, subject: &Subject, now: Timestamp) -> Duration {

@@ -1,9 +1,9 @@
-//! Who may call: the `Host` of a request, its token, and what the token's role allows.
+//! Who may call: the `Host` of a request, and its token, or the session of a browser that a token has opened.
 
 use std::{net::IpAddr, time::Duration};
 
 use actix_web::http::{
-    Uri,
+    Method, Uri,
     header::{AUTHORIZATION, HOST, HeaderMap},
 };
 
@@ -11,9 +11,15 @@ use super::{
     answer::Refusal,
     failures::Failures,
     role::{Role, Who},
-    tokens::{self, TokenBook},
+    tokens::{self, Token, TokenBook},
 };
-use crate::protocol::time::Timestamp;
+use crate::{
+    html::{
+        forms,
+        session::{Open, Sessions},
+    },
+    protocol::time::Timestamp,
+};
 
 /// From where a request comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,18 +51,46 @@ impl Origin {
     }
 }
 
+/// Who has logged in by a browser.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Login {
+    /// The identifier of its token.
+    pub(crate) token: String,
+    pub(crate) label: String,
+    pub(crate) role: Role,
+}
+
+/// Why a login is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LoginRefusal {
+    /// The text is not a token that is accepted.
+    #[error("this is not a valid token")]
+    Token,
+    /// The token has a second factor.
+    #[error("the code of your authenticator is needed, and each works once: enter the one that it shows now")]
+    Code,
+    /// Too many logins have failed.
+    #[error("too many logins have failed: try again in {} s", .0.as_secs() + 1)]
+    Wait(Duration),
+    /// Something of ours has failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// The gate of the API.
 pub(crate) struct Gate {
     tokens: TokenBook,
     failures: Failures,
     /// The names by which the API may be called, beside `localhost` and addresses.
     hosts: Vec<String>,
+    /// The sessions of browsers, if there is a console.
+    sessions: Option<Sessions<Login>>,
 }
 
 impl Gate {
-    pub(crate) fn new(tokens: TokenBook, hosts: Vec<String>) -> Self {
+    pub(crate) fn new(tokens: TokenBook, hosts: Vec<String>, sessions: Option<Sessions<Login>>) -> Self {
         let hosts = hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect();
-        Self { tokens, failures: Failures::default(), hosts }
+        Self { tokens, failures: Failures::default(), hosts, sessions }
     }
 
     /// Who calls.
@@ -66,45 +100,138 @@ impl Gate {
     pub(crate) fn admit(
         &self,
         origin: Origin,
+        method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
         now: Timestamp,
     ) -> Result<Who, Refusal> {
-        if let Origin::Address(_) = origin
-            && !self.is_our_host(uri, headers)
-        {
-            return Err(Refusal::WrongHost);
-        }
-        let (limited, from) = (origin.limited(), origin.name());
-        if let Some(wait) = limited.map(|address| self.failures.wait_of_address(address, now)).filter(is_some_time)
-        {
-            return Err(Refusal::Wait(wait));
+        if matches!(origin, Origin::Address(_)) {
+            self.check_host(uri, headers)?;
         }
         let mut given = headers.get_all(AUTHORIZATION);
         let text = match (given.next(), given.next()) {
-            // The mode of the socket and the check of its peer have admitted its owner.
-            (None, _) if matches!(origin, Origin::Socket { .. }) => {
-                return Ok(Who { role: Role::Admin, token: None, label: "socket".to_owned(), from });
+            (None, _) => None,
+            (Some(one), None) => Some(one.to_str().ok().and_then(bearer)),
+            _ => Some(None),
+        };
+        if text.is_none() {
+            // A stream of events, and what a script asks for in the background, does not use the session.
+            if let Some((who, open)) = self.session(origin, headers, now, true) {
+                // The requests of a page of another site have the cookie of this one.
+                let forged = (method != Method::GET).then(|| open.check(headers, None).err()).flatten();
+                return forged.map_or(Ok(who), |forged| Err(Refusal::Forbidden(forged.to_string())));
             }
-            (Some(one), None) => one.to_str().ok().and_then(bearer),
-            _ => None,
+            // One that has ended is not a guess at a token.
+            if self.sessions.as_ref().is_some_and(|sessions| sessions.is_presented(headers)) {
+                return Err(Refusal::Unauthorized);
+            }
+        }
+        let (limited, from) = (origin.limited(), origin.name());
+        self.check_address(limited, now).map_err(Refusal::Wait)?;
+        let text = match text {
+            // The mode of the socket and the check of its peer have admitted its owner; but through a tunnel to the socket a browser of the
+            // owner is there too, with the pages of all sites.
+            None if matches!(origin, Origin::Socket { .. }) && !forms::is_of_page(headers) => {
+                let label = "socket".to_owned();
+                return Ok(Who { role: Role::Admin, token: None, label, from, session: None });
+            }
+            text => text.flatten(),
         };
         let Some(text) = text else {
             // A request without a token is not a guess, but costs as much.
             self.failures.note(limited, None, now);
             return Err(Refusal::Unauthorized);
         };
+        match self.verify(text, limited, now) {
+            Ok((id, token)) if token.totp.is_none() => {
+                Ok(Who { role: token.role, token: Some(id), label: token.label, from, session: None })
+            }
+            Ok(_) => Err(Refusal::Forbidden(
+                "this token is for the console: it has a second factor. Make another one for programs".to_owned(),
+            )),
+            Err(LoginRefusal::Wait(wait)) => Err(Refusal::Wait(wait)),
+            Err(LoginRefusal::Failed(detail)) => Err(Refusal::Failed(detail)),
+            Err(_) => Err(Refusal::Unauthorized),
+        }
+    }
+
+    /// Checks that a request from a browser is for us.
+    ///
+    /// # Errors
+    /// [`Refusal::WrongHost`].
+    pub(crate) fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+        if self.is_our_host(uri, headers) { Ok(()) } else { Err(Refusal::WrongHost) }
+    }
+
+    /// The session of a request, if its token is still accepted. It is used by the request, unless that is only `watching`.
+    pub(crate) fn session(
+        &self,
+        origin: Origin,
+        headers: &HeaderMap,
+        now: Timestamp,
+        watching: bool,
+    ) -> Option<(Who, Open<Login>)> {
+        let sessions = self.sessions.as_ref()?;
+        let open = sessions.find(headers, now, watching)?;
+        if !self.tokens.is_valid(&open.holder.token, now) {
+            sessions.close(open.key);
+            return None;
+        }
+        let Login { token, label, role } = open.holder.clone();
+        Some((Who { role, token: Some(token), label, from: origin.name(), session: Some(open.key) }, open))
+    }
+
+    /// Logs in by the text of a token, and its one-time password if it has a second factor.
+    ///
+    /// # Errors
+    /// [`LoginRefusal`].
+    pub(crate) fn log_in(
+        &self,
+        origin: Origin,
+        text: &str,
+        code: &str,
+        now: Timestamp,
+    ) -> Result<Login, LoginRefusal> {
+        let limited = origin.limited();
+        self.check_address(limited, now).map_err(LoginRefusal::Wait)?;
+        let (id, token) = self.verify(text, limited, now)?;
+        if token.totp.is_some() {
+            // Without a code it is a question, not a guess.
+            if code.trim().is_empty() {
+                return Err(LoginRefusal::Code);
+            }
+            let wait = self.failures.wait_of_codes(&id, now);
+            if !wait.is_zero() {
+                return Err(LoginRefusal::Wait(wait));
+            }
+            let is_right = self.tokens.use_code(&id, code, now);
+            if !is_right.map_err(|error| LoginRefusal::Failed(error.to_string()))? {
+                self.failures.note_code(limited, &id, now);
+                tracing::warn!(from = origin.name(), token = id, "a one-time password was wrong");
+                return Err(LoginRefusal::Code);
+            }
+        }
+        Ok(Login { token: id, label: token.label, role: token.role })
+    }
+
+    fn check_address(&self, limited: Option<IpAddr>, now: Timestamp) -> Result<(), Duration> {
+        let wait = limited.map_or(Duration::ZERO, |address| self.failures.wait_of_address(address, now));
+        if wait.is_zero() { Ok(()) } else { Err(wait) }
+    }
+
+    /// The token with this text.
+    fn verify(&self, text: &str, limited: Option<IpAddr>, now: Timestamp) -> Result<(String, Token), LoginRefusal> {
         // A list that cannot be read admits no one.
-        let verified = self.tokens.verify(text, now).map_err(|error| Refusal::Failed(error.to_string()))?;
-        if let Some((id, token)) = verified {
-            return Ok(Who { role: token.role, token: Some(id), label: token.label, from });
+        let verified = self.tokens.verify(text, now).map_err(|error| LoginRefusal::Failed(error.to_string()))?;
+        if let Some(verified) = verified {
+            return Ok(verified);
         }
         let id = tokens::parse(text).map(|(id, _)| id);
         let known = id.filter(|id| self.tokens.list().is_ok_and(|tokens| tokens.contains_key(*id)));
         let wait = known.map_or(Duration::ZERO, |id| self.failures.wait_of_token(id, now));
         self.failures.note(limited, known, now);
-        tracing::warn!(from, token = known, "a login to the control API has failed");
-        Err(if wait.is_zero() { Refusal::Unauthorized } else { Refusal::Wait(wait) })
+        tracing::warn!(from = ?limited, token = known, "a login to the control API has failed");
+        Err(if wait.is_zero() { LoginRefusal::Token } else { LoginRefusal::Wait(wait) })
     }
 
     /// Whether the host of a request is a name of ours. A page of another name that its owner points at this address (DNS rebinding) is
@@ -131,10 +258,6 @@ impl Gate {
     }
 }
 
-fn is_some_time(wait: &Duration) -> bool {
-    !wait.is_zero()
-}
-
 /// The token of `Bearer TOKEN`.
 fn bearer(header: &str) -> Option<&str> {
     let (scheme, token) = header.split_once(' ')?;
@@ -144,7 +267,7 @@ fn bearer(header: &str) -> Option<&str> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use actix_web::http::header::{HeaderName, HeaderValue};
+    use actix_web::http::header::{HeaderName, HeaderValue, ORIGIN};
 
     use super::*;
 
@@ -157,7 +280,7 @@ mod tests {
 
     fn gate(directory: &std::path::Path) -> (Gate, TokenBook) {
         let book = TokenBook::open(directory).unwrap();
-        (Gate::new(book.clone(), vec!["Control.Example".to_owned()]), book)
+        (Gate::new(book.clone(), vec!["Control.Example".to_owned()], None), book)
     }
 
     #[test]
@@ -165,7 +288,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (gate, book) = gate(directory.path());
         let now = Timestamp::from_secs(100);
-        let made = book.add("x", Role::Viewer, now, None).unwrap();
+        let made = book.add("x", Role::Viewer, now, None, None).unwrap();
         let token = format!("Bearer {}", &*made.text);
         let ask = |host: &[&str]| {
             let mut given: Vec<_> = host.iter().map(|host| (HOST, *host)).collect();
@@ -174,7 +297,7 @@ mod tests {
             for (name, value) in headers(&given).iter() {
                 map.append(name.clone(), value.clone());
             }
-            gate.admit(LOCAL, &Uri::from_static("/"), &map, now)
+            gate.admit(LOCAL, &Method::GET, &Uri::from_static("/"), &map, now)
         };
         let ours = [
             "localhost",
@@ -194,9 +317,14 @@ mod tests {
         assert_eq!(ask(&[]), Err(Refusal::WrongHost));
         let absolute = Uri::from_static("http://evil.example/control/v1/whoami");
         let named = headers(&[(HOST, "localhost"), (AUTHORIZATION, &token)]);
-        assert_eq!(gate.admit(LOCAL, &absolute, &named, now), Err(Refusal::WrongHost));
+        assert_eq!(gate.admit(LOCAL, &Method::GET, &absolute, &named, now), Err(Refusal::WrongHost));
         // The socket is its owner's, whatever the host.
-        assert_eq!(gate.admit(Origin::Socket { uid: 7 }, &absolute, &headers(&[]), now).unwrap().role, Role::Admin);
+        let socket = Origin::Socket { uid: 7 };
+        let by_socket =
+            |given: &[(HeaderName, &str)]| gate.admit(socket, &Method::GET, &absolute, &headers(given), now);
+        assert_eq!(by_socket(&[]).unwrap().role, Role::Admin);
+        // But not of the pages in a browser that reaches it through a tunnel.
+        assert_eq!(by_socket(&[(ORIGIN, "http://evil.example")]), Err(Refusal::Unauthorized));
     }
 
     #[test]
@@ -204,11 +332,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (gate, book) = gate(directory.path());
         let mut now = Timestamp::from_secs(100);
-        let made = book.add("x", Role::Operator, now, None).unwrap();
+        let made = book.add("x", Role::Operator, now, None, None).unwrap();
         let (right, wrong) = (format!("Bearer {}", &*made.text), format!("bearer {}x", &*made.text));
         let ask = |origin, token: &str, now| {
             let given = headers(&[(HOST, "127.0.0.1"), (AUTHORIZATION, token)]);
-            gate.admit(origin, &Uri::from_static("/"), &given, now)
+            gate.admit(origin, &Method::GET, &Uri::from_static("/"), &given, now)
         };
         for _ in 0..4 {
             assert_eq!(ask(REMOTE, &wrong, now), Err(Refusal::Unauthorized));

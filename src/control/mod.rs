@@ -9,7 +9,7 @@
 //!
 //! No decision of the protocol is made here: calls translate to the handles of the actors, and their refusals to answers. It is apart
 //! from the routes that members use: another socket, another server. Without a token only the owner of the state directory is admitted,
-//! over a UNIX socket in it. `openapi.json` describes every route.
+//! over a UNIX socket in it. `openapi.json` describes every route. Beside the API the same listeners serve [`pages`], if there are some.
 
 mod answer;
 mod audit;
@@ -19,6 +19,7 @@ mod feed;
 mod follow;
 mod gate;
 mod local;
+mod pages;
 mod resources;
 mod role;
 mod routes;
@@ -28,6 +29,7 @@ mod site;
 mod sse;
 mod templates;
 mod tokens;
+mod totp;
 pub(crate) mod views;
 
 use std::{
@@ -37,19 +39,24 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 pub use self::role::Role;
 pub(crate) use self::{
+    answer::Refusal,
     audit::{AuditLog, Change, MOST_ENTRIES},
+    gate::{Login, LoginRefusal},
+    pages::{Pages, Visit, call},
     role::Who,
     routes::BASE,
     settings::Settings,
-    shared::{About, Parts},
+    shared::{About, Parts, Shared},
     templates::TemplateBook,
     tokens::{TokenBook, check_label},
+    totp::TotpSecret,
 };
-use self::{feed::Feed, gate::Gate, shared::Shared, site::ControlSite, sse::Streams};
+use self::{feed::Feed, gate::Gate, site::ControlSite, sse::Streams};
 use crate::{
     actors::{
         standing::notice::StandingNotice,
@@ -57,6 +64,7 @@ use crate::{
     },
     error::ProgramError,
     events::Printer,
+    html::session::{SessionLimits, Sessions},
     serve::{
         terms::TermsReader,
         tls::Loaded,
@@ -111,6 +119,8 @@ pub struct ControlConfig {
     pub hosts: Vec<String>,
     /// Reads templates as the command line is read.
     pub reader: Arc<dyn TermsReader>,
+    /// How long a session of the console may be idle; `None` if there is no console.
+    pub console: Option<Duration>,
 }
 
 impl ControlConfig {
@@ -163,12 +173,13 @@ pub(crate) struct Stores {
 }
 
 impl Control {
-    /// Binds the address, if there is one. Nothing is served before [`open`](Self::open).
+    /// Binds the address, if there is one. Nothing is served before [`open`](Self::open). `pages` are served if there is a console.
     pub(crate) fn bind(
         config: &ControlConfig,
         tls: Option<&Loaded>,
         stores: Stores,
         parts: Parts,
+        pages: Box<dyn Pages>,
     ) -> Result<Self, ProgramError> {
         let Stores { directory, templates, settings } = stores;
         let state = |error: crate::actors::shared_table::SharedTableError| ProgramError::State(error.to_string());
@@ -176,9 +187,16 @@ impl Control {
         let audit = AuditLog::open(&directory);
         audit.page(None, 1).map_err(state)?;
         let clock = parts.clock;
+        let by_tls = config.address(tls.is_some())?.is_some_and(|(_, by_tls)| by_tls);
+        let did = parts.service.did().to_string();
+        let sessions = config.console.map(|idle| {
+            Sessions::new("btcr2-console", &did, by_tls, SessionLimits { idle, ..SessionLimits::default() })
+        });
         let shared = Arc::new(Shared {
             parts,
-            gate: Gate::new(tokens.clone(), config.hosts.clone()),
+            gate: Gate::new(tokens.clone(), config.hosts.clone(), sessions.clone()),
+            pages: sessions.is_some().then_some(pages),
+            sessions,
             tokens,
             audit,
             templates,
@@ -219,7 +237,8 @@ impl Control {
             Some((url, open)) => (Some(url), Some(open())),
             None => (None, None),
         };
-        printer.controlled(cfg!(unix).then_some(socket.as_path()), url.as_deref());
+        let console = url.as_ref().filter(|_| shared.pages.is_some()).map(|url| format!("{url}/console/"));
+        printer.controlled(cfg!(unix).then_some(socket.as_path()), url.as_deref(), console.as_deref());
         Ok(Serving {
             shared,
             #[cfg(unix)]
@@ -265,6 +284,7 @@ mod tests {
             remote,
             hosts: Vec::new(),
             reader: Arc::new(NoTerms),
+            console: None,
         };
         for loopback in ["127.0.0.1:0", "[::1]:8081", "127.8.9.1:1"] {
             assert_eq!(config(loopback, false).address(true).unwrap(), Some((loopback, false)));

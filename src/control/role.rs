@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::html::session::SessionKey;
+
 /// A role. Each one may do what the ones before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -56,4 +58,6 @@ pub(crate) struct Who {
     pub(crate) label: String,
     /// From where: a network address, or a user of this machine.
     pub(crate) from: String,
+    /// The session of its browser, if it is one.
+    pub(crate) session: Option<SessionKey>,
 }

@@ -5,14 +5,22 @@ use std::sync::atomic::AtomicBool;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    answer::Refusal, audit::AuditLog, feed::Feed, gate::Gate, settings::Settings, sse::Streams,
-    templates::TemplateBook, tokens::TokenBook,
+    answer::Refusal,
+    audit::AuditLog,
+    feed::Feed,
+    gate::{Gate, Login},
+    pages::Pages,
+    settings::Settings,
+    sse::Streams,
+    templates::TemplateBook,
+    tokens::TokenBook,
 };
 use crate::{
     actors::{
         announcement::Announcements, bans::BanBook, handle::Service, invites::InviteBook, runtime::Clock,
         transport::connections::Connections,
     },
+    html::session::Sessions,
     metrics::{Metrics, http::Readiness},
     protocol::network::Network,
     serve::{
@@ -58,6 +66,10 @@ pub(crate) struct Shared {
     pub(crate) tokens: TokenBook,
     pub(crate) audit: AuditLog,
     pub(crate) gate: Gate,
+    /// The sessions of browsers, if there is a console.
+    pub(crate) sessions: Option<Sessions<Login>>,
+    /// The pages of the console, if there is one.
+    pub(crate) pages: Option<Box<dyn Pages>>,
     pub(crate) templates: TemplateBook,
     pub(crate) settings: Settings,
     pub(crate) feed: Feed,

@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::{
     answer::{Answer, Refusal, response},
     gate::Origin,
+    pages::Visit,
     routes,
     shared::Shared,
 };
@@ -59,31 +60,52 @@ impl Site for ControlSite {
 }
 
 async fn handle(shared: Data<Shared>, request: HttpRequest, payload: Payload) -> HttpResponse {
-    response(answer(&shared.into_inner(), &request, payload).await)
+    let shared = shared.into_inner();
+    match admitted(&shared, &request) {
+        Ok(origin) => match &shared.pages {
+            Some(pages) if !is_of_api(request.path()) => {
+                if let Err(refusal) = shared.gate.check_host(request.uri(), request.headers()) {
+                    return response(Err(refusal));
+                }
+                pages.answer(Visit { shared: &shared, origin, request: &request, payload }).await
+            }
+            _ => response(answer(&shared, origin, &request, payload).await),
+        },
+        Err(refusal) => response(Err(refusal)),
+    }
 }
 
-async fn answer(shared: &Arc<Shared>, request: &HttpRequest, payload: Payload) -> Answer {
+fn is_of_api(path: &str) -> bool {
+    path == "/control" || path.starts_with("/control/")
+}
+
+/// From where a request comes, while the service runs.
+fn admitted(shared: &Shared, request: &HttpRequest) -> Result<Origin, Refusal> {
     if shared.stopping.load(Ordering::Relaxed) {
         return Err(Refusal::Busy("the service is stopping"));
     }
-    let origin = match (request.conn_data::<Peer>(), request.peer_addr()) {
-        (Some(Peer(uid)), _) => Origin::Socket { uid: *uid },
-        (None, Some(peer)) => Origin::Address(peer.ip()),
-        (None, None) => return Err(Refusal::Unauthorized),
-    };
-    let who = shared.gate.admit(origin, request.uri(), request.headers(), shared.parts.clock.now())?;
+    match (request.conn_data::<Peer>(), request.peer_addr()) {
+        (Some(Peer(uid)), _) => Ok(Origin::Socket { uid: *uid }),
+        (None, Some(peer)) => Ok(Origin::Address(peer.ip())),
+        (None, None) => Err(Refusal::Unauthorized),
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, origin: Origin, request: &HttpRequest, payload: Payload) -> Answer {
+    let now = shared.parts.clock.now();
+    let who = shared.gate.admit(origin, request.method(), request.uri(), request.headers(), now)?;
     let found = routes::find(request.method(), request.uri().path())?;
     found.allows(&who)?;
     let query = web::Query::<BTreeMap<String, String>>::from_query(request.query_string());
     let query = query.map_err(|error| super::answer::invalid(None, error))?.into_inner();
-    let body = if found.takes_body() {
-        let read = tokio::time::timeout(BODY_TIMEOUT, read(payload)).await;
-        parse(&read.unwrap_or(Err(Refusal::Slow))?)?
-    } else {
-        None
-    };
+    let body = if found.takes_body() { parse(&body(payload).await?)? } else { None };
     let last = request.headers().get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
     found.answer(Arc::clone(shared), who, query, body, last).await
+}
+
+/// The body of a request, if it is not too large, and arrives in time.
+pub(super) async fn body(payload: Payload) -> Result<Bytes, Refusal> {
+    tokio::time::timeout(BODY_TIMEOUT, read(payload)).await.unwrap_or(Err(Refusal::Slow))
 }
 
 fn parse(body: &[u8]) -> Result<Option<Value>, Refusal> {

@@ -1,4 +1,4 @@
-//! Server-sent events of one client: those of the feed, while its token is accepted.
+//! Server-sent events of one client: those of the feed, while its token is accepted, and its session open.
 
 use std::{
     convert::Infallible,
@@ -14,8 +14,11 @@ use actix_web::web::Bytes;
 use futures::{Stream, StreamExt, stream};
 use tokio::time::{Instant, sleep};
 
-use super::{feed::Reader, tokens::TokenBook};
-use crate::actors::runtime::Clock;
+use super::{feed::Reader, gate::Login, tokens::TokenBook};
+use crate::{
+    actors::runtime::Clock,
+    html::session::{SessionKey, Sessions},
+};
 
 /// The most streams at once.
 const MOST: usize = 64;
@@ -47,11 +50,15 @@ pub(crate) struct Holder {
     pub(crate) clock: Clock,
     /// The identifier of the token; `None` for the owner of the socket.
     pub(crate) token: Option<String>,
+    /// The session of its browser.
+    pub(crate) session: Option<(Sessions<Login>, SessionKey)>,
 }
 
 impl Holder {
     fn is_accepted(&self) -> bool {
-        self.token.as_ref().is_none_or(|token| self.tokens.is_valid(token, self.clock.now()))
+        let now = self.clock.now();
+        let has_token = self.token.as_ref().is_none_or(|token| self.tokens.is_valid(token, now));
+        has_token && self.session.as_ref().is_none_or(|(sessions, key)| sessions.is_open(*key, now))
     }
 }
 

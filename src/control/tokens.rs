@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::role::Role;
+use super::{role::Role, totp::TotpSecret};
 use crate::{
     actors::{
         runtime::Randomness,
@@ -52,6 +52,12 @@ pub(crate) struct Token {
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) revoked: Option<Timestamp>,
+    /// The second factor: then it is for browsers alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) totp: Option<TotpSecret>,
+    /// The step of the last one-time password that was used: none up to it is accepted again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_step: Option<u64>,
 }
 
 impl Token {
@@ -77,6 +83,7 @@ impl Token {
         json!({
             "id": id, "label": self.label, "role": self.role, "state": state, "created": self.created.to_date(),
             "expires": self.expires.and_then(Timestamp::to_date), "revoked": self.revoked.and_then(Timestamp::to_date),
+            "totp": self.totp.is_some(),
         })
     }
 }
@@ -143,6 +150,7 @@ impl TokenBook {
         role: Role,
         now: Timestamp,
         expires: Option<Timestamp>,
+        totp: Option<TotpSecret>,
     ) -> Result<NewToken, SharedTableError> {
         let mut rng = Randomness::System.for_actor("control token");
         let (mut id, mut secret) = ([0; 8], Zeroizing::new([0; 32]));
@@ -151,7 +159,8 @@ impl TokenBook {
         let id = HEXLOWER.encode(&id);
         let secret = Zeroizing::new(BASE64URL_NOPAD.encode(&secret[..]));
         let hash = HEXLOWER.encode(&sha256(secret.as_bytes()));
-        let token = Token { label: label.to_owned(), role, hash, created: now, expires, revoked: None };
+        let label = label.to_owned();
+        let token = Token { label, role, hash, created: now, expires, revoked: None, totp, last_step: None };
         self.write(&id, &token)?;
         let text = Zeroizing::new(format!("{PREFIX}_{id}_{}", &*secret));
         Ok(NewToken { id, token, text })
@@ -179,6 +188,23 @@ impl TokenBook {
         let tokens = self.list()?;
         let token = tokens.get(id).filter(|token| token.is_secret(secret.as_bytes()) && token.is_valid(now));
         Ok(token.map(|token| (id.to_owned(), token.clone())))
+    }
+
+    /// Uses a one-time password of a token: whether it is right, and was not used before. Durable when this returns.
+    pub(crate) fn use_code(&self, id: &str, code: &str, now: Timestamp) -> Result<bool, SharedTableError> {
+        // What is in the file counts: two logins at once, or after a restart, do not use one code twice.
+        let (used, ..) = self.0.table.change(u64::MAX, |values| {
+            let stored = values.and_then(|values| values.get(id));
+            let Some(stored) = stored else { return Ok((Vec::new(), false)) };
+            let mut token: Token = serde_json::from_slice(stored).map_err(|error| error.to_string())?;
+            let step = token.totp.as_ref().and_then(|totp| totp.step_of(code, now, token.last_step));
+            let Some(step) = step else { return Ok((Vec::new(), false)) };
+            token.last_step = Some(step);
+            let value = serde_json::to_vec(&token).map_err(|error| error.to_string())?;
+            Ok((vec![(id.to_owned(), Some(value))], true))
+        })?;
+        *self.lock() = None;
+        Ok(used)
     }
 
     fn write(&self, id: &str, token: &Token) -> Result<(), SharedTableError> {
@@ -213,7 +239,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let book = TokenBook::open(directory.path()).unwrap();
         let now = Timestamp::from_secs(1_000);
-        let made = book.add("console", Role::Operator, now, Some(Timestamp::from_secs(2_000))).unwrap();
+        let made = book.add("console", Role::Operator, now, Some(Timestamp::from_secs(2_000)), None).unwrap();
         let other = TokenBook::open(directory.path()).unwrap();
         let verified = |text: &str, at: u64| other.verify(text, Timestamp::from_secs(at)).unwrap();
         assert_eq!(verified(&made.text, 1_500), Some((made.id.clone(), made.token.clone())));
@@ -228,5 +254,27 @@ mod tests {
         assert!(!stored.windows(secret.len()).any(|window| window == secret), "the secret is stored");
         assert!(book.revoke(&made.id, now).unwrap().is_some() && book.revoke(&made.id, now).unwrap().is_none());
         assert_eq!(verified(&made.text, 1_500), None, "it was revoked by another program");
+    }
+
+    #[test]
+    fn a_one_time_password_is_used_once_also_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let book = TokenBook::open(directory.path()).unwrap();
+        let now = Timestamp::from_secs(100_000);
+        let made = book.add("phone", Role::Admin, now, None, Some(TotpSecret::generate())).unwrap();
+        let code = crate::control::totp::tests::shown(made.token.totp.as_ref().unwrap(), now);
+        assert!(
+            !book.use_code(&made.id, "", now).unwrap() && !book.use_code("0000000000000000", &code, now).unwrap()
+        );
+        assert!(book.use_code(&made.id, &code, now).unwrap());
+        assert!(!book.use_code(&made.id, &code, now).unwrap());
+        assert!(
+            !TokenBook::open(directory.path()).unwrap().use_code(&made.id, &code, now).unwrap(),
+            "after a restart"
+        );
+        let (id, token) = book.verify(&made.text, now).unwrap().unwrap();
+        assert!(token.view(&id, now)["totp"] == true && !format!("{token:?}").contains(&code));
+        let without = book.add("script", Role::Admin, now, None, None).unwrap();
+        assert!(!book.use_code(&without.id, &code, now).unwrap());
     }
 }

@@ -57,6 +57,7 @@ use crate::{
         supervision::Vitals,
         transport::{contact::Contacts, http::Cors},
     },
+    console::Console,
     control::{About, Control, Parts, Settings, Stores, TemplateBook},
     error::ProgramError,
     events::Printer,
@@ -292,7 +293,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             readiness: readiness.clone(),
             clock,
         };
-        control = Some(Control::bind(config, listeners.tls.as_ref(), stores, parts)?);
+        let pages = Box::new(Console);
+        control = Some(Control::bind(config, listeners.tls.as_ref(), stores, parts, pages)?);
     }
     let (of_standing, standing_printer, of_alarms) = (service.clone(), printer.clone(), alarms.clone());
     let poll = match &config.coins {

@@ -24,7 +24,8 @@ use crate::{
     bitcoin::payout,
     cas,
     config::{self, Period, Span},
-    control::ControlConfig,
+    console,
+    control::{ControlConfig, Listen},
     error::ProgramError,
     protocol::network::Network,
     serve::{self, ChainConfig, Coins, ServeConfig, Tls},
@@ -197,8 +198,18 @@ fn control(settings: &ServeSettings, base: Base, network: Network) -> Result<Opt
         if settings.control_remote == Some(true) || settings.control_host.is_some() {
             return Err(usage("--control-remote and --control-host need --control"));
         }
+        if settings.console == Some(true) {
+            return Err(usage("--console needs an address: --control ADDR, e.g. --control 127.0.0.1:8081"));
+        }
         return Ok(None);
     };
+    let has_console = settings.console.unwrap_or(false);
+    if has_console && !matches!(listen, Listen::Address(_)) {
+        return Err(usage("--console needs an address for browsers, not a socket: --control 127.0.0.1:8081"));
+    }
+    if !has_console && settings.console_idle.is_some() {
+        return Err(usage("--console-idle needs --console"));
+    }
     if settings.state.is_none() {
         return Err(usage("--control needs --state DIR, for its socket, tokens, templates and audit log"));
     }
@@ -211,5 +222,6 @@ fn control(settings: &ServeSettings, base: Base, network: Network) -> Result<Opt
         remote: settings.control_remote.unwrap_or(false),
         hosts: settings.control_host.clone().unwrap_or_default(),
         reader: Arc::new(reader),
+        console: has_console.then_some(settings.console_idle.map_or(console::IDLE, |Period(idle)| idle)),
     }))
 }

@@ -377,6 +377,14 @@ settings! {
             /// May be given several times.
             #[arg(long, value_name = "NAME", value_delimiter = ',', env = "BTCR2_CONTROL_HOST", hide_short_help = true)]
             control_host: Vec<String>,
+            /// Serve the console, pages for a browser, at the address of --control
+            ///
+            /// One logs in with a token: `control token new`. See docs/operating.md.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_CONSOLE")]
+            console: bool,
+            /// With --console: how long a session may be idle [default: 30m]
+            #[arg(long, value_name = "TIME", env = "BTCR2_CONSOLE_IDLE", hide_short_help = true)]
+            console_idle: Period,
         }
         "Limits" {
             /// Most cohorts that run at once, formed or not [default: 256]

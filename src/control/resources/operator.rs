@@ -11,6 +11,7 @@ use super::{
         role::Role,
         settings,
         tokens::check_label,
+        totp::TotpSecret,
     },
     End,
 };
@@ -46,18 +47,25 @@ pub(crate) async fn new_token(call: &Call) -> Answer {
         until: Option<String>,
         #[serde(rename = "for")]
         span: Option<String>,
+        #[serde(default)]
+        totp: bool,
     }
-    let Body { role, label, until, span } = call.body()?;
+    let Body { role, label, until, span, totp } = call.body()?;
     check_label(&label).map_err(|problem| invalid(Some("label"), problem))?;
     let now = call.now();
     let expires = End { until, span }.at(now)?;
-    let request = json!({ "role": role, "label": label, "expires": expires.and_then(|expires| expires.to_date()) });
+    let until = expires.and_then(|expires| expires.to_date());
+    let request = json!({ "role": role, "label": label, "expires": until, "totp": totp });
+    let totp = totp.then(TotpSecret::generate);
     let tokens = call.shared.tokens.clone();
-    let work = blocking(move || tokens.add(&label, role, now, expires));
+    let work = blocking(move || tokens.add(&label, role, now, expires, totp));
     let made = call.change("token.create", None, request, work).await?;
     let mut shown = made.token.view(&made.id, now);
-    // The token is in this answer alone.
+    // The token is in this answer alone, and so is the secret of its second factor.
     shown["token"] = json!(&*made.text);
+    if let Some(totp) = &made.token.totp {
+        shown["otpauth"] = json!(&*totp.uri(&made.token.label));
+    }
     created(shown)
 }
 

@@ -70,7 +70,9 @@ pub(crate) async fn alarms(call: &Call) -> Answer {
 pub(crate) async fn events(call: &Call) -> Answer {
     let shared = &call.shared;
     let reader = shared.feed.read_from(call.last_event_id.as_deref());
-    let holder = Holder { tokens: shared.tokens.clone(), clock: shared.parts.clock, token: call.who.token.clone() };
+    let session = shared.sessions.clone().zip(call.who.session);
+    let holder =
+        Holder { tokens: shared.tokens.clone(), clock: shared.parts.clock, token: call.who.token.clone(), session };
     let stream = shared.streams.open(reader, holder);
     stream.map(Reply::Events).ok_or(Refusal::Busy("too many streams of events are open"))
 }

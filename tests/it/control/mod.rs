@@ -4,6 +4,7 @@
 mod access;
 mod chain;
 mod cohorts;
+mod console;
 mod events;
 mod stored;
 
@@ -29,6 +30,7 @@ fn document() -> Value {
 struct Answer {
     status: u16,
     head: String,
+    text: String,
     body: Value,
 }
 
@@ -172,10 +174,25 @@ fn exchange(
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     let body = match head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
-        true => body.split("\r\n").skip(1).step_by(2).collect(),
+        true => chunks(body),
         false => body.to_owned(),
     };
-    Answer { status, head: head.to_owned(), body: serde_json::from_str(&body).unwrap_or_default() }
+    let value = serde_json::from_str(&body).unwrap_or_default();
+    Answer { status, head: head.to_owned(), text: body, body: value }
+}
+
+/// The text of a body in chunks.
+fn chunks(mut body: &str) -> String {
+    let mut text = String::new();
+    while let Some((length, rest)) = body.split_once("\r\n") {
+        let length = usize::from_str_radix(length.trim(), 16).unwrap_or(0);
+        if length == 0 || rest.len() < length {
+            break;
+        }
+        text.push_str(&rest[..length]);
+        body = rest[length..].trim_start_matches("\r\n");
+    }
+    text
 }
 
 /// Waits until something is so.

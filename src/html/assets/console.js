@@ -144,7 +144,8 @@
     let waiting = new Set();
 
     async function refresh() {
-        const answer = await fetch(location.href, { headers: { accept: 'text/html' }, cache: 'no-store', redirect: 'manual' });
+        // In the background: it is no use of the session, and does not take the message of a form.
+        const answer = await fetch(location.href, { headers: { 'X-Background': '1' }, cache: 'no-store', redirect: 'manual' });
         if (answer.type === 'opaqueredirect' || answer.status === 401) return ended();
         // What is shown may be gone now: that is a page too.
         const page = new DOMParser().parseFromString(await answer.text(), 'text/html');

@@ -28,12 +28,14 @@ const fn read(name: &'static str, path: &'static str) -> Read {
     Read { name, path, query: &[], is_optional: false }
 }
 
-const fn maybe(name: &'static str, path: &'static str) -> Read {
-    Read { name, path, query: &[], is_optional: true }
-}
-
 const fn paged(name: &'static str, path: &'static str, query: &'static [&'static str]) -> Read {
     Read { name, path, query, is_optional: false }
+}
+
+impl Read {
+    const fn optional(self) -> Self {
+        Self { is_optional: true, ..self }
+    }
 }
 
 const fn page(path: &'static str, template: &'static str, reads: &'static [Read]) -> Page {
@@ -51,19 +53,29 @@ pub(super) const PAGES: &[Page] = &[
         read("templates", "/templates"),
         read("admissions", "/admissions"),
         read("settings", "/settings"),
-        maybe("coins", "/coins"),
+        read("coins", "/coins").optional(),
+        read("ended", "/ended"),
     ]),
-    page("/cohorts", "cohorts", &[read("cohorts", "/cohorts"), read("templates", "/templates"), maybe("coins", "/coins")]),
+    page("/cohorts", "cohorts", &[
+        read("cohorts", "/cohorts"),
+        paged("ended", "/ended", &["limit"]),
+        read("templates", "/templates"),
+        read("coins", "/coins").optional(),
+    ]),
     page("/cohorts/{cohortId}", "cohort", &[
-        maybe("cohort", "/cohorts/{cohortId}"),
-        Read { name: "members", path: "/cohorts/{cohortId}/members", query: &["after"], is_optional: true },
-        maybe("coins", "/coins"),
+        read("cohort", "/cohorts/{cohortId}"),
+        // One that has ended has none.
+        paged("members", "/cohorts/{cohortId}/members", &["after"]).optional(),
+        read("timeline", "/cohorts/{cohortId}/timeline"),
+        read("coin", "/coins/{cohortId}").optional(),
     ]),
     page("/standing", "standing", &[read("standing", "/standing"), read("templates", "/templates")]),
     page("/standing/{cohortId}", "standing-cohort", &[
-        maybe("cohort", "/standing/{cohortId}"),
-        maybe("seats", "/standing/{cohortId}/seats"),
-        maybe("coins", "/coins"),
+        read("cohort", "/standing/{cohortId}"),
+        read("seats", "/standing/{cohortId}/seats"),
+        read("timeline", "/standing/{cohortId}/timeline"),
+        paged("announcements", "/standing/{cohortId}/announcements", &["before"]).optional(),
+        read("coins", "/coins").optional(),
     ]),
     page("/templates", "templates", &[read("templates", "/templates")]),
     page("/templates/new", "template-form", &[read("templates", "/templates")]),

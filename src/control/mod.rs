@@ -28,6 +28,7 @@ mod shared;
 mod site;
 mod sse;
 mod templates;
+mod timeline;
 mod tokens;
 mod totp;
 pub(crate) mod views;

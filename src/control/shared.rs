@@ -18,7 +18,7 @@ use super::{
 use crate::{
     actors::{
         announcement::Announcements, bans::BanBook, handle::Service, invites::InviteBook, runtime::Clock,
-        transport::connections::Connections,
+        standing::history::HistoryStore, transport::connections::Connections,
     },
     html::session::Sessions,
     metrics::{Metrics, http::Readiness},
@@ -41,6 +41,8 @@ pub(crate) struct About {
     pub(crate) relays: Vec<String>,
     /// The file of `--allow-list`.
     pub(crate) allow_list: Option<String>,
+    /// The URL of the page for controllers, if there is one.
+    pub(crate) page: Option<String>,
 }
 
 /// The parts of the service that calls use.
@@ -48,6 +50,8 @@ pub(crate) struct Parts {
     pub(crate) about: About,
     pub(crate) service: Service,
     pub(crate) standing: std::sync::Arc<StandingOperator>,
+    /// What standing cohorts have announced.
+    pub(crate) history: std::sync::Arc<dyn HistoryStore>,
     pub(crate) announcements: Option<Announcements>,
     pub(crate) bans: BanBook,
     pub(crate) invites: InviteBook,

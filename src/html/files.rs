@@ -22,7 +22,6 @@ pub(super) const TEMPLATES: &[(&str, &str)] = embed![include_str "templates/":
     "console/coin.html",
     "console/coins.html",
     "console/error.html",
-    "console/events.html",
     "console/happenings.html",
     "console/invites.html",
     "console/login.html",

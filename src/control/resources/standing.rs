@@ -21,6 +21,9 @@ use crate::{
     serve::{register::CohortRecord, terms::Terms},
 };
 
+/// The most announcements of one page.
+const MOST_ANNOUNCEMENTS: u64 = 100;
+
 fn refused(error: StandingError) -> Refusal {
     match error {
         StandingError::Refused(reject) => Refusal::Conflict(reject.detail),
@@ -107,6 +110,22 @@ pub(crate) async fn seats(call: &Call) -> Answer {
     });
     let seats: Vec<Value> = candidates.chain(seats).collect();
     ok(json!({ "cohortId": cohort.id(), "seats": seats }))
+}
+
+/// What one has announced, the last first: a page before the number `before`.
+pub(crate) async fn announcements(call: &Call) -> Answer {
+    let most = call.number("limit", MOST_ANNOUNCEMENTS)?.unwrap_or(MOST_ANNOUNCEMENTS);
+    let (cohort, machine) = running(call).await?;
+    let before = call.number("before", u64::MAX)?.unwrap_or_else(|| machine.last_number().saturating_add(1));
+    drop(machine);
+    // Numbers without a transaction are not listed: a page may have fewer.
+    let after = before.saturating_sub(most + 1);
+    let listed = call.shared.parts.history.list(cohort.id(), after, usize::try_from(most).unwrap_or(usize::MAX));
+    let mut listed = listed.await.map_err(failed)?;
+    listed.retain(|announced| announced.number < before);
+    listed.reverse();
+    let next = (after > 0).then_some(after + 1);
+    ok(json!({ "cohortId": cohort.id(), "announcements": listed, "next": next }))
 }
 
 pub(crate) async fn create(call: &Call) -> Answer {

@@ -21,6 +21,7 @@ pub(super) const TEMPLATES: &[(&str, &str)] = embed![include_str "templates/":
     "console/cohorts.html",
     "console/coin.html",
     "console/coins.html",
+    "console/ended.html",
     "console/error.html",
     "console/happenings.html",
     "console/invites.html",

@@ -75,7 +75,7 @@ test('no text of an operator becomes markup', async () => {
         await shows(page, text);
         await harmless(page, text);
     }
-    for (const path of ['/', '/invites', '/bans', '/bans/192.0.2.1', '/tokens', '/audit', '/events', '/alarms', '/settings']) {
+    for (const path of ['/', '/invites', '/bans', '/bans/192.0.2.1', '/tokens', '/audit', '/alarms', '/settings', '/cohorts']) {
         await page.open(path);
         for (const details of await page.locator('main details').all()) await details.evaluate((one) => (one.open = true));
         await harmless(page, path);

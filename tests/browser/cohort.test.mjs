@@ -41,7 +41,7 @@ testOnNode('a fresh operator gets to a confirmed cohort with one deposit', async
 
     const first = world.join('alice');
     await shows(page, '1 of 3 members that are needed');
-    await page.locator(`#members [data-row="${world.did('alice')}"]`).getByText('admitted').waitFor();
+    await page.locator(`#members [data-row="${world.did('alice')}"]`).getByText('admitted', { exact: true }).waitFor();
     const others = [world.join('bob'), world.join('carol', '--decline')];
 
     // The members are ready, and it asks for a coin: what it shows is what is paid.
@@ -111,7 +111,9 @@ test('a cancelled cohort ends with the reason for its members', async () => {
     const result = await member.event('result');
     assert.equal(result.ok, false);
     assert.match(result.reason, /the wrong day/);
-    await page.open(`/cohorts/${cohort}`);
+    const row = page.locator(`#ended-list [data-row="${cohort}"]`);
+    await row.getByText('the wrong day').waitFor();
+    await row.getByRole('link').first().click();
     await page.locator('#progress').getByText('the wrong day').waitFor();
     assert.ok(!(await world.ctl('cohort', 'list').cohorts).some((one) => one.cohortId === cohort));
     await leave(page);

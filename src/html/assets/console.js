@@ -104,6 +104,9 @@
 
     const shown = document.querySelector('[data-live-state]');
     const stream = document.body.dataset.events;
+    // The page that a form has answered with is at another address than the page that it shows.
+    const address = document.body.dataset.url;
+    const answered = address !== location.pathname + location.search;
 
     function state(name, text) {
         if (!shown) return;
@@ -118,7 +121,8 @@
         const typing = part.contains(active) && active.matches('input, select, textarea');
         const selection = getSelection();
         const selecting = !selection.isCollapsed && part.contains(selection.anchorNode);
-        return typing || selecting || Boolean(part.querySelector('details.ask[open]'));
+        const typed = answered && Boolean(part.querySelector('form :is(input:not([type="hidden"]), select, textarea)'));
+        return typing || selecting || typed || Boolean(part.querySelector('details.ask[open]'));
     }
 
     /** What identifies an element over updates. */
@@ -145,7 +149,7 @@
 
     async function refresh() {
         // In the background: it is no use of the session, and does not take the message of a form.
-        const answer = await fetch(location.href, { headers: { 'X-Background': '1' }, cache: 'no-store', redirect: 'manual' });
+        const answer = await fetch(address, { headers: { 'X-Background': '1' }, cache: 'no-store', redirect: 'manual' });
         if (answer.type === 'opaqueredirect' || answer.status === 401) return ended();
         // What is shown may be gone now: that is a page too.
         const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
@@ -172,7 +176,8 @@
         source?.close();
         clearTimeout(timer);
         state('lost', 'Your session has ended');
-        location.reload();
+        // It leads to the login, and back.
+        location.replace(address);
     }
 
     async function soon() {
@@ -199,9 +204,8 @@
         source = new EventSource(stream);
         source.onopen = () => {
             state('live', 'Live');
-            // What happened while it was not connected.
-            if (live.before) soon();
-            live.before = true;
+            // What happened while it was not connected, also between the page and this.
+            soon();
         };
         source.onmessage = () => {
             clearTimeout(timer);
@@ -221,5 +225,5 @@
     copying();
     setInterval(() => times(), 1000);
     for (const name of find('[data-zone]')) set(name, zone);
-    if (stream && find('[data-live][id]').length) live();
+    if (stream && address && find('[data-live][id]').length) live();
 })();

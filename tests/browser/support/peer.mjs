@@ -9,17 +9,23 @@ const G = [0x79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798n, 
 
 const mod = (a, m) => ((a % m) + m) % m;
 
-function power(base, exponent, m) {
-    let result = 1n;
-    for (let b = mod(base, m); exponent > 0n; exponent >>= 1n, b = (b * b) % m) if (exponent & 1n) result = (result * b) % m;
-    return result;
+/** The inverse modulo P. */
+function inverse(a) {
+    let [r, next] = [P, mod(a, P)];
+    let [t, following] = [0n, 1n];
+    while (next) {
+        const q = r / next;
+        [r, next] = [next, r - q * next];
+        [t, following] = [following, t - q * following];
+    }
+    return mod(t, P);
 }
 
 function add(a, b) {
     if (!a) return b;
     if (!b) return a;
     if (a[0] === b[0] && a[1] !== b[1]) return null;
-    const slope = a[0] === b[0] ? 3n * a[0] * a[0] * power(2n * a[1], P - 2n, P) : (b[1] - a[1]) * power(b[0] - a[0], P - 2n, P);
+    const slope = a[0] === b[0] ? 3n * a[0] * a[0] * inverse(2n * a[1]) : (b[1] - a[1]) * inverse(b[0] - a[0]);
     const x = mod(slope * slope - a[0] - b[0], P);
     return [x, mod(slope * (a[0] - x) - a[1], P)];
 }

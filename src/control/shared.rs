@@ -9,7 +9,6 @@ use super::{
     audit::AuditLog,
     feed::Feed,
     gate::{Gate, Login},
-    pages::Pages,
     settings::Settings,
     sse::Streams,
     templates::TemplateBook,
@@ -72,8 +71,6 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     /// The sessions of browsers, if there is a console.
     pub(crate) sessions: Option<Sessions<Login>>,
-    /// The pages of the console, if there is one.
-    pub(crate) pages: Option<Box<dyn Pages>>,
     pub(crate) templates: TemplateBook,
     pub(crate) settings: Settings,
     pub(crate) feed: Feed,

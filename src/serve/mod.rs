@@ -296,7 +296,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             readiness: readiness.clone(),
             clock,
         };
-        let pages = Box::new(Console);
+        let pages = Arc::new(Console);
         control = Some(Control::bind(config, listeners.tls.as_ref(), stores, parts, pages)?);
     }
     let (of_standing, standing_printer, of_alarms) = (service.clone(), printer.clone(), alarms.clone());

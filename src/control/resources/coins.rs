@@ -96,7 +96,9 @@ pub(crate) async fn show(call: &Call) -> Answer {
     let cohort_id = call.cohort_id()?;
     let none = || Refusal::NotFound(format!("there is no announcement of cohort {cohort_id}"));
     let known = call.shared.parts.announcements.as_ref().ok_or_else(none)?;
-    let announcement = known.inspect(&cohort_id).await.map_err(|_| none())?;
+    // Asked for another cohort, the book answers with a plan.
+    let is_known = known.cohorts().await.map_err(failed)?.contains(&cohort_id);
+    let announcement = known.inspect(&cohort_id).await.ok().filter(|_| is_known).ok_or_else(none)?;
     ok(view(call, &cohort_id, &announcement, rate(known).await).await)
 }
 

@@ -81,6 +81,30 @@ testOnNode('a fresh operator gets to a confirmed cohort with one deposit', async
     await leave(page);
 });
 
+testOnNode('a transaction that is held back waits for its operator', async () => {
+    const node = await Node.start();
+    const world = await World.start({ node });
+    const page = await world.operator('operator');
+    await advertised(page, 'weekly', { 'Fewest members': '2', 'Most members': '2' });
+    await onlyCohort(page);
+    const members = [world.join('alice', '--decline'), world.join('bob', '--decline')];
+    await page.getByRole('heading', { name: 'Deposit wanted' }).waitFor();
+    await page.getByRole('button', { name: 'Hold it back when signed' }).click();
+    await shows(page, 'The transaction is held back until you broadcast it.');
+    const deposit = page.locator('#deposit');
+    const satoshis = Number(await deposit.locator('[data-amount]').getAttribute('data-amount'));
+    await node.pay((await deposit.locator('code').first().textContent()).trim(), satoshis);
+    await node.mine(1);
+    await page.locator('#transaction').getByText('held back', { exact: true }).waitFor();
+    assert.deepEqual(await node.rpc('getrawmempool'), [], 'nothing is broadcast');
+    await page.getByRole('button', { name: 'Broadcast it' }).click();
+    await page.locator('#transaction').getByText('in the mempool', { exact: true }).waitFor();
+    await node.mine(3);
+    await page.locator('#state').getByText('confirmed', { exact: true }).waitFor();
+    for (const member of members) assert.equal((await member.event('result')).ok, true);
+    await leave(page);
+});
+
 test('a cohort is signed while another page follows it', async () => {
     const world = await World.start();
     world.ctl('template', 'put', 'small', '--set', 'min-participants=2', '--cohorts', '1');

@@ -52,6 +52,7 @@ async fn view(call: &Call, cohort_id: &CohortId, announcement: &Announcement, ra
     }
     shown["unspent"] = json!(announcement.sight().unspent().to_sat());
     shown["held"] = json!(announcement.is_held());
+    shown["inSight"] = json!(announcement.is_in_sight());
     match announcement.state() {
         State::Funding { deadline } => {
             shown["deadline"] = json!(deadline);

@@ -50,6 +50,7 @@ testOnNode('a fresh operator gets to a confirmed cohort with one deposit', async
     const satoshis = Number(await deposit.locator('[data-amount]').getAttribute('data-amount'));
     const address = (await deposit.locator('code').first().textContent()).trim();
     const uri = (await deposit.locator('code').nth(1).textContent()).trim();
+    assert.equal(await deposit.locator('.amount').textContent(), `${(satoshis / 1e8).toFixed(8)} BTC`);
     assert.match(address, /^bcrt1p/);
     assert.equal(uri, `bitcoin:${address}?amount=${(satoshis / 1e8).toFixed(8)}`);
     await deposit.getByRole('img', { name: /QR/ }).waitFor();
@@ -76,8 +77,10 @@ testOnNode('a fresh operator gets to a confirmed cohort with one deposit', async
     await page.reload();
     await page.locator('#transaction').getByText(txid).first().waitFor();
     await page.locator('#state').getByText('confirmed', { exact: true }).waitFor();
+    assert.deepEqual(await accessibility(page), []);
     await page.open('/coins');
     await page.locator(`#over [data-row="${cohort}"]`).getByText('confirmed').waitFor();
+    assert.deepEqual(await accessibility(page), []);
     await leave(page);
 });
 

@@ -20,6 +20,9 @@ const TEXTS = [
     '{{ 7 * 7 }}{% raw %}${7*7}',
 ];
 
+/** All of them at once, where there is room for it, and two short ones. */
+const SOME = [TEXTS.join(' '), ...TEXTS.slice(0, 2)];
+
 /** Asserts that a page has none of them as markup. */
 async function harmless(page, path) {
     const found = await page.evaluate(() => {
@@ -39,14 +42,14 @@ test('no text of an operator becomes markup', async () => {
     const page = await world.operator('admin');
     page.expects(/status of 4\d\d/);
     // By the forms of the console, as an operator that attacks another one would.
-    for (const text of TEXTS) {
+    for (const text of SOME) {
         await page.open('/invites');
         await page.getByLabel('For whom').fill(text);
         await page.getByRole('button', { name: 'Make an invite' }).click();
         await page.getByRole('heading', { name: 'Your new invite' }).waitFor();
         await harmless(page, text);
         await page.open('/bans');
-        await page.getByLabel('DID, address or invite').fill(`192.0.2.${TEXTS.indexOf(text) + 1}`);
+        await page.getByLabel('DID, address or invite').fill(`192.0.2.${SOME.indexOf(text) + 1}`);
         await page.getByLabel('Reason').fill(text);
         await page.getByRole('button', { name: 'Ban', exact: true }).click();
         await shows(page, 'The ban is in force.');
@@ -55,16 +58,17 @@ test('no text of an operator becomes markup', async () => {
         await page.getByRole('alert').waitFor();
         await harmless(page, text);
         await page.open('/tokens');
-        await page.getByLabel('Whose it is').fill(text);
+        // It has a bound, which the field has too.
+        await page.getByLabel('Whose it is').fill(text.slice(0, 64));
         await page.getByRole('button', { name: 'Make a token' }).click();
         await page.getByRole('status').or(page.getByRole('alert')).filter({ visible: true }).first().waitFor();
         await page.open('/templates/new');
-        await page.getByLabel('Name', { exact: true }).fill(text);
+        await page.getByLabel('Name', { exact: true }).fill(text.slice(0, 64));
         for (const label of ['Fewest members', 'Time to answer']) await page.getByLabel(label).fill(text);
         await page.getByRole('button', { name: 'Preview' }).click();
         await page.getByRole('alert').waitFor();
         await harmless(page, text);
-        assert.equal(await page.getByLabel('Name', { exact: true }).inputValue(), text);
+        assert.equal(await page.getByLabel('Name', { exact: true }).inputValue(), text.slice(0, 64));
         const { cohortId } = world.ctl('cohort', 'create', '--set', 'min-participants=2');
         await page.open(`/cohorts/${cohortId}`);
         await page.getByText('Cancel', { exact: true }).click();
@@ -83,13 +87,16 @@ test('no text of an operator becomes markup', async () => {
         if (['/invites', '/bans', '/audit'].includes(path)) await shows(page, TEXTS[0], { exact: false });
     }
     // Who logs in with such a name sees it as a name.
-    const named = await world.visitor();
-    await named.open('/');
-    await logIn(named, world.token('operator', TEXTS[0]));
-    await titled(named, 'Overview');
-    await shows(named, TEXTS[0]);
-    await harmless(named, 'label');
-    await leave(page, named);
+    for (const text of TEXTS.slice(0, 2)) {
+        const named = await world.visitor();
+        await named.open('/');
+        await logIn(named, world.token('operator', text));
+        await titled(named, 'Overview');
+        await shows(named, text);
+        await harmless(named, 'label');
+        await leave(named);
+    }
+    await leave(page);
 });
 
 test('no text of a peer becomes markup', async () => {
@@ -126,7 +133,7 @@ test('no address of a page becomes markup', async () => {
     const world = await World.start();
     const page = await world.operator('admin');
     page.expects(/status of 4\d\d/);
-    for (const text of TEXTS) {
+    for (const text of SOME) {
         const part = encodeURIComponent(text);
         for (const path of [
             `/${part}`, `/cohorts/${part}`, `/standing/${part}`, `/templates/${part}`, `/templates/new?copy=${part}&kind=${part}`, `/bans/${part}`,

@@ -18,7 +18,7 @@ async function full() {
     world.ctl('cohort', 'pause', paused);
     const { cohortId: cancelled } = world.ctl('cohort', 'create', '--set', 'min-participants=2');
     world.ctl('cohort', 'cancel', cancelled, '--reason', 'the wrong day');
-    await eventually('it has ended', () => world.ctl('ended').ended.length === 1);
+    await eventually('it has ended', () => world.ctl('cohort', 'ended').ended.length === 1);
     world.ctl('invite', 'new', '--label', 'bob');
     world.ctl('ban', 'add', world.did('mallory'), '--for', '7d', '--reason', 'rude');
     world.ctl('allow', 'add', world.did('bob'));
@@ -41,7 +41,9 @@ test('every page is accessible in light and dark', async () => {
     for (const colorScheme of ['light', 'dark']) {
         const page = await world.operator('admin', { colorScheme });
         page.expects(/status of 404/);
-        for (const path of paths) {
+        // What is in every colour on every page is in these.
+        const shown = colorScheme === 'light' ? paths : paths.filter((path) => /^.$|cohorts.|new$|weekly$|admissions|invites|bans.|audit|settings/.test(path));
+        for (const path of shown) {
             await page.open(path);
             for (const details of await page.locator('main details:not(.ask)').all()) await details.evaluate((one) => (one.open = true));
             assert.deepEqual(await accessibility(page), [], `${path} (${colorScheme})`);
@@ -82,7 +84,6 @@ test('all of it works without scripts', async () => {
     await page.open('/');
     await logIn(page, world.token());
     await titled(page, 'Overview');
-    assert.equal(await page.locator('button[data-copy]').filter({ visible: true }).count(), 0, 'nothing is shown that needs a script');
     await page.getByRole('link', { name: 'New terms' }).click();
     await page.getByLabel('Name', { exact: true }).fill('weekly');
     await page.getByLabel('Fewest members').fill('2');
@@ -106,6 +107,9 @@ test('all of it works without scripts', async () => {
     await page.open('/invites');
     await page.getByRole('button', { name: 'Make an invite' }).click();
     await page.getByRole('heading', { name: 'Your new invite' }).waitFor();
+    const copy = page.locator('button[data-copy]');
+    assert.ok((await copy.count()) > 0);
+    assert.equal(await copy.filter({ visible: true }).count(), 0, 'nothing is shown that needs a script');
     await page.getByRole('button', { name: 'Log out' }).click();
     await page.getByRole('button', { name: 'Log in' }).waitFor();
     await leave(page);
@@ -179,18 +183,20 @@ test('all of it works with the keyboard alone', async () => {
 
 test('what one types or reads is not disturbed by what happens', async () => {
     const world = await World.start();
-    const { cohortId } = world.ctl('cohort', 'create', '--set', 'min-participants=3');
+    const { cohortId } = world.ctl('cohort', 'create', '--set', 'min-participants=1', '--set', 'max-participants=3', '--set', 'settle=1h');
     const page = await world.operator();
     await page.open(`/cohorts/${cohortId}`);
     await page.getByText('Cancel', { exact: true }).click();
     await page.getByLabel('Reason').fill('half a sen');
-    await page.getByText('Terms in plain words').focus();
-    await page.getByText('Cancel', { exact: true }).focus();
     const member = world.join('alice');
     await member.event('opt-in-accepted');
-    await shows(page, '1 of 3 members that are needed');
+    await shows(page, '1 of 1 members that are needed');
     assert.equal(await page.getByLabel('Reason').inputValue(), 'half a sen');
+    // What has changed beside it is shown when it is closed.
+    const form = page.getByRole('button', { name: 'Form it now' });
+    assert.ok(await form.isDisabled());
     await page.keyboard.press('Escape');
+    await eventually('the button can be used', () => form.isEnabled());
     // A fold stays open, and the focus stays where it is, when its part is replaced.
     await page.open('/audit');
     const first = page.locator('#list summary').last();

@@ -38,6 +38,7 @@ fn view(call: &Call, cohort_id: &CohortId, machine: &ServiceCohort) -> Value {
         Phase::Enrolling(enrolling) => (enrolling.candidates.len(), enrolling.admitted()),
         phase => phase.formed().map_or((0, 0), |formed| (formed.members.len(), formed.members.len())),
     };
+    let signing = signing(call, cohort_id, machine);
     json!({
         "cohortId": cohort_id,
         "template": record.template,
@@ -46,8 +47,12 @@ fn view(call: &Call, cohort_id: &CohortId, machine: &ServiceCohort) -> Value {
         "paused": record.paused && matches!(phase, Phase::Enrolling(_)),
         "candidates": members,
         "admitted": admitted,
-        "waitingFor": awaited(call, cohort_id, machine).map(|awaited| awaited.len()),
-        "signing": signing(call, cohort_id, machine).map(|signing| signing.stage.as_str()),
+        "waitingFor": match &signing {
+            _ if !machine.is_signing() => Some(machine.holdouts().len()),
+            Some(signing) => Some(members.saturating_sub(signing.given.len())),
+            None => None,
+        },
+        "signing": signing.as_ref().map(|signing| signing.stage.as_str()),
         "needed": machine.config().terms.conditions.min_participants,
         "beaconAddress": phase.formed().map(|formed| formed.output.address()),
         "faults": machine.faults().iter().count(),

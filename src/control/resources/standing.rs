@@ -14,9 +14,13 @@ use super::{
 };
 use crate::{
     actors::handle::{StandingCohort, StandingError},
-    protocol::cohort::standing::{
-        CoinRef, OpportunityKind,
-        cohort::{StandingCohort as Machine, Unconfirmed},
+    protocol::{
+        cohort::standing::{
+            CoinRef, OpportunityKind,
+            cohort::{StandingCohort as Machine, Unconfirmed},
+            number::Number,
+        },
+        time::Timestamp,
     },
     serve::{register::CohortRecord, terms::Terms},
 };
@@ -91,8 +95,27 @@ pub(crate) async fn list(call: &Call) -> Answer {
 }
 
 pub(crate) async fn show(call: &Call) -> Answer {
-    let (_, machine) = running(call).await?;
-    ok(view(call, &machine))
+    let (cohort, machine) = running(call).await?;
+    let mut shown = view(call, &machine);
+    drop(machine);
+    shown["open"] = json!(cohort.inspect_number().await.map(|number| open_number(&number)));
+    ok(shown)
+}
+
+/// What is shown of the number that is open.
+fn open_number(number: &Number) -> Value {
+    let task = number.task();
+    let dids = number.awaited().iter().filter_map(|seat| task.seats.get(seat)).collect::<Vec<_>>();
+    let stage = match (number.is_planned(), number.end(), number.board()) {
+        (true, ..) => "planned",
+        (_, Some(_), _) => "ended",
+        (_, _, Some(_)) => "confirming",
+        (_, _, None) => "responding",
+    };
+    let respond_by = Timestamp::from_secs(task.opportunity.respond_by);
+    json!({
+        "number": task.opportunity.number, "kind": task.opportunity.kind, "stage": stage, "respondBy": respond_by, "awaited": dids,
+    })
 }
 
 pub(crate) async fn seats(call: &Call) -> Answer {

@@ -155,7 +155,13 @@ async fn a_standing_cohort_is_operated_by_ctl() {
     eventually("it is still held", || show(&api)["held"] == true);
     api.ctl(&["standing", "release", &cohort_id]);
     api.ctl(&["standing", "trigger", &cohort_id, "--kind", "roster"]);
-    api.service.program.event("number-opened");
+    let opened = api.service.program.event("number-opened");
+    eventually("it waits for both seats, which do not come again", || {
+        let open = show(&api)["open"].clone();
+        let awaited = open["awaited"].as_array().map_or(0, Vec::len);
+        (&open["number"], &open["stage"], &open["kind"], awaited)
+            == (&opened["number"], &json!("responding"), &json!("roster"), 2)
+    });
     contains(&api.ctl_run(&["standing", "cancel", &cohort_id]).all(), &["has formed"]);
     assert_eq!(
         api.ctl(&["standing", "announcements", &cohort_id])["announcements"],

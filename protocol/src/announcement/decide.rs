@@ -150,7 +150,7 @@ impl Deciding {
         if self.next.has_ended() {
             return Err(out_of_phase("a hold", &self.next.state));
         }
-        if held && let (Some(_), _) = self.places() {
+        if held && (self.places().0.is_some() || self.announcing().is_some_and(|announcing| announcing.taken)) {
             return Err(Reject::not_now("the transaction is broadcast: nothing can take it back"));
         }
         if self.next.held != held {

@@ -211,11 +211,11 @@ impl Announcement {
         &self.script
     }
 
-    /// Whether the chain has the signed transaction, in its mempool or a block, as far as it was looked at.
+    /// Whether the chain has the signed transaction, in its mempool or a block, as far as it is known.
     pub fn is_in_sight(&self) -> bool {
         let State::Announcing(announcing) = &self.state else { return matches!(self.state, State::Final { .. }) };
         let spend = self.sight.spends.get(&announcing.coin.outpoint);
-        spend.is_some_and(|spend| spend.by == announcing.txid)
+        announcing.taken || spend.is_some_and(|spend| spend.by == announcing.txid)
     }
 
     /// The known state of the chain.

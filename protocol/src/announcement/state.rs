@@ -69,6 +69,8 @@ pub struct Announcing {
     pub transaction: Arc<Transaction>,
     /// Its identifier.
     pub txid: Txid,
+    /// Whether the chain accepted it, and it did not disappear since.
+    pub taken: bool,
     /// The child that pays for it, if one does.
     pub child: Option<Child>,
     /// Whether the chain accepted the child.
@@ -134,6 +136,7 @@ impl Announcing {
             coin: Coin { outpoint, value },
             txid: transaction.compute_txid(),
             transaction: Arc::new(transaction.clone()),
+            taken: false,
             child: None,
             child_taken: false,
             coin_missing_since: None,
@@ -205,7 +208,7 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
         (E::SpendGone { at, outpoint }, State::Announcing(announcing)) if *outpoint == announcing.coin.outpoint => {
             // Out of the mempool, or out of the chain: submit it at once.
             announcing.submit_at = *at;
-            announcing.child_taken = false;
+            (announcing.taken, announcing.child_taken) = (false, false);
         }
         (E::SpendSeen { spend, .. }, State::Announcing(announcing))
             if spend.outpoint == announcing.coin.outpoint =>
@@ -220,6 +223,7 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
         (E::HandInAccepted { txid, .. }, State::Announcing(announcing)) => {
             announcing.refused_for_fee = false;
             announcing.coin_missing_since = None;
+            announcing.taken |= announcing.txid == *txid;
             announcing.child_taken |= announcing.has_child(txid);
         }
         (E::HandInRefused { rejection, .. }, State::Announcing(announcing)) => {
@@ -231,7 +235,10 @@ pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) 
                     announcing.coin_missing_since.or(sight.tip.map(|tip| tip.block.height));
             }
         }
-        (E::Rebroadcast { at }, State::Announcing(announcing)) => announcing.submit_at = *at + rules.rebroadcast,
+        (E::Rebroadcast { at }, State::Announcing(announcing)) => {
+            announcing.taken = false;
+            announcing.submit_at = *at + rules.rebroadcast;
+        }
         (E::ChildPlanned { at, child, .. }, State::Announcing(announcing)) => {
             announcing.child = Some(child.clone());
             announcing.child_taken = false;

@@ -48,7 +48,9 @@
 //!
 //! # Scripts
 //!
-//! A region with `id` and `data-live` is replaced by that of the page as it is now, after events of `/control/v1/events`. A script's
+//! A region with `id` and `data-live` is replaced by that of the page as it is now (`page.url`: after a refused form that is not the address
+//! of the document), after events of `/control/v1/events`. A browser opens few connections to one host: the stream is closed while the
+//! page is hidden. A script's
 //! request for a page sends `X-Background: 1`: it does not count as use of the session, does not take the `flash`, and is answered with
 //! 401 when the session has ended. Scripts that change something by the API send the header `X-CSRF-Token`.
 

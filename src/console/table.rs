@@ -28,12 +28,14 @@ const fn read(name: &'static str, path: &'static str) -> Read {
     Read { name, path, query: &[], is_optional: false }
 }
 
-const fn maybe(name: &'static str, path: &'static str) -> Read {
-    Read { name, path, query: &[], is_optional: true }
-}
-
 const fn paged(name: &'static str, path: &'static str, query: &'static [&'static str]) -> Read {
     Read { name, path, query, is_optional: false }
+}
+
+impl Read {
+    const fn optional(self) -> Self {
+        Self { is_optional: true, ..self }
+    }
 }
 
 const fn page(path: &'static str, template: &'static str, reads: &'static [Read]) -> Page {
@@ -51,19 +53,27 @@ pub(super) const PAGES: &[Page] = &[
         read("templates", "/templates"),
         read("admissions", "/admissions"),
         read("settings", "/settings"),
-        maybe("coins", "/coins"),
+        read("coins", "/coins").optional(),
     ]),
-    page("/cohorts", "cohorts", &[read("cohorts", "/cohorts"), read("templates", "/templates")]),
+    page("/cohorts", "cohorts", &[
+        read("cohorts", "/cohorts"),
+        paged("ended", "/ended", &["limit"]),
+        read("templates", "/templates"),
+    ]),
     page("/cohorts/{cohortId}", "cohort", &[
         read("cohort", "/cohorts/{cohortId}"),
-        paged("members", "/cohorts/{cohortId}/members", &["after"]),
-        maybe("coins", "/coins"),
+        // One that has ended has none.
+        paged("members", "/cohorts/{cohortId}/members", &["after"]).optional(),
+        read("timeline", "/cohorts/{cohortId}/timeline"),
+        read("coin", "/coins/{cohortId}").optional(),
     ]),
     page("/standing", "standing", &[read("standing", "/standing"), read("templates", "/templates")]),
     page("/standing/{cohortId}", "standing-cohort", &[
         read("cohort", "/standing/{cohortId}"),
         read("seats", "/standing/{cohortId}/seats"),
-        maybe("coins", "/coins"),
+        read("timeline", "/standing/{cohortId}/timeline"),
+        paged("announcements", "/standing/{cohortId}/announcements", &["before"]).optional(),
+        read("coins", "/coins").optional(),
     ]),
     page("/templates", "templates", &[read("templates", "/templates")]),
     page("/templates/new", "template-new", &[read("templates", "/templates")]),

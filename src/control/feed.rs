@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::timeline::Timelines;
 use crate::{
     actors::runtime::{Clock, Randomness},
     output::bound,
@@ -36,6 +37,7 @@ pub(crate) struct Feed(Arc<Inner>);
 struct Inner {
     run: String,
     clock: Clock,
+    timelines: Timelines,
     ring: Mutex<Ring>,
     /// The number of the last event; changes with each one, and ends when the service stops.
     changed: Mutex<Option<watch::Sender<u64>>>,
@@ -55,7 +57,13 @@ impl Feed {
         Randomness::System.for_actor("control events").fill_bytes(&mut run);
         let (changed, changes) = watch::channel(0);
         let (ring, changed) = (Mutex::default(), Mutex::new(Some(changed)));
-        Self(Arc::new(Inner { run: HEXLOWER.encode(&run), clock, ring, changed, changes }))
+        let timelines = Timelines::default();
+        Self(Arc::new(Inner { run: HEXLOWER.encode(&run), clock, timelines, ring, changed, changes }))
+    }
+
+    /// What has happened in each cohort.
+    pub(crate) fn timelines(&self) -> &Timelines {
+        &self.0.timelines
     }
 
     /// Adds an event: an object with `event`.
@@ -66,6 +74,7 @@ impl Feed {
         if let Value::Object(fields) = &mut event {
             fields.shift_insert(fields.len().min(1), "at".to_owned(), at.as_millis().into());
         }
+        self.0.timelines.take(&event);
         let mut ring = self.lock();
         ring.last += 1;
         let number = ring.last;

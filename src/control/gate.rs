@@ -115,10 +115,11 @@ impl Gate {
             _ => Some(None),
         };
         if text.is_none() {
-            // A stream of events, and what a script asks for in the background, does not use the session.
-            if let Some((who, open)) = self.session(origin, headers, now, true) {
+            // What a script reads in the background, e.g. the stream of events, does not use the session.
+            let reads = method == Method::GET;
+            if let Some((who, open)) = self.session(origin, headers, now, reads) {
                 // The requests of a page of another site have the cookie of this one.
-                let forged = (method != Method::GET).then(|| open.check(headers, None).err()).flatten();
+                let forged = (!reads).then(|| open.check(headers, None).err()).flatten();
                 return forged.map_or(Ok(who), |forged| Err(Refusal::Forbidden(forged.to_string())));
             }
             // One that has ended is not a guess at a token.
@@ -211,6 +212,7 @@ impl Gate {
                 return Err(LoginRefusal::Code);
             }
         }
+        tracing::info!(from = origin.name(), token = id, label = token.label, "a browser has logged in");
         Ok(Login { token: id, label: token.label, role: token.role })
     }
 
@@ -270,6 +272,7 @@ mod tests {
     use actix_web::http::header::{HeaderName, HeaderValue, ORIGIN};
 
     use super::*;
+    use crate::control::totp::{self, TotpSecret};
 
     const REMOTE: Origin = Origin::Address(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7)));
     const LOCAL: Origin = Origin::Address(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
@@ -352,5 +355,65 @@ mod tests {
             assert_eq!(ask(LOCAL, "Bearer nonsense", now), Err(Refusal::Unauthorized));
         }
         assert!(ask(LOCAL, &right, now).is_ok(), "this machine's addresses are not limited");
+    }
+
+    #[test]
+    fn a_login_waits_like_a_call_and_its_session_is_of_its_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let book = TokenBook::open(directory.path()).unwrap();
+        let sessions = Sessions::new("console", "x", false, crate::html::session::SessionLimits::default());
+        let gate = Gate::new(book.clone(), Vec::new(), Some(sessions.clone()));
+        let mut now = Timestamp::from_secs(1_000_000);
+        let secret = TotpSecret::generate();
+        let made = book.add("phone", Role::Operator, now, None, Some(secret.clone())).unwrap();
+        let (right, wrong) = (made.text.to_string(), format!("{}x", &*made.text));
+        for _ in 0..4 {
+            assert_eq!(gate.log_in(REMOTE, &wrong, "", now), Err(LoginRefusal::Token));
+        }
+        assert!(matches!(gate.log_in(REMOTE, &right, "", now), Err(LoginRefusal::Wait(_))), "the address waits");
+        assert_eq!(gate.log_in(LOCAL, &right, "", now), Err(LoginRefusal::Code), "a question, not a guess");
+        now = now + Duration::from_secs(120);
+        let code = totp::tests::shown(&secret, now);
+        let bad = if code == "000000" { "111111" } else { "000000" };
+        for _ in 0..4 {
+            assert_eq!(gate.log_in(LOCAL, &right, bad, now), Err(LoginRefusal::Code));
+        }
+        // The code could be guessed: here the right one waits too, but not for long.
+        assert!(
+            matches!(gate.log_in(LOCAL, &right, &code, now), Err(LoginRefusal::Wait(wait)) if wait.as_secs() == 1)
+        );
+        now = now + Duration::from_secs(2);
+        let login = gate.log_in(LOCAL, &right, &totp::tests::shown(&secret, now), now).unwrap();
+        assert_eq!((login.role, &*login.label), (Role::Operator, "phone"));
+        let (open, cookie) = sessions.open(login, now);
+        let cookie = cookie.split(';').next().unwrap().to_owned();
+        let ask = |method: &Method, more: &[(HeaderName, &str)], now| {
+            let given = [&[(HOST, "localhost"), (actix_web::http::header::COOKIE, cookie.as_str())], more].concat();
+            gate.admit(REMOTE, method, &Uri::from_static("/"), &headers(&given), now)
+        };
+        assert_eq!(ask(&Method::GET, &[], now).unwrap().session, Some(open.key));
+        assert!(matches!(ask(&Method::POST, &[], now), Err(Refusal::Forbidden(_))));
+        let csrf = [(crate::html::session::CSRF_HEADER, open.csrf.as_str())];
+        assert_eq!(ask(&Method::POST, &csrf, now).unwrap().label, "phone");
+        // One that has ended is not counted as a guess.
+        book.revoke(&made.id, now).unwrap();
+        for _ in 0..10 {
+            assert_eq!(ask(&Method::GET, &[], now), Err(Refusal::Unauthorized));
+        }
+        let other = book.add("script", Role::Viewer, now, None, None).unwrap();
+        assert!(gate.log_in(REMOTE, &other.text, "", now).is_ok());
+        let bearer = |text: &str| {
+            let token = format!("Bearer {text}");
+            gate.admit(
+                LOCAL,
+                &Method::GET,
+                &Uri::from_static("/"),
+                &headers(&[(HOST, "localhost"), (AUTHORIZATION, &token)]),
+                now,
+            )
+        };
+        let with_factor = book.add("second", Role::Admin, now, None, Some(TotpSecret::generate())).unwrap();
+        assert!(matches!(bearer(&with_factor.text), Err(Refusal::Forbidden(_))), "it is for the console");
+        assert!(bearer(&other.text).is_ok());
     }
 }

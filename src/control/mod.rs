@@ -28,6 +28,7 @@ mod shared;
 mod site;
 mod sse;
 mod templates;
+mod timeline;
 mod tokens;
 mod totp;
 pub(crate) mod views;
@@ -152,7 +153,7 @@ impl ControlConfig {
 
 /// The API of a service, which is about to be opened.
 pub(crate) struct Control {
-    shared: Arc<Shared>,
+    site: ControlSite,
     socket: PathBuf,
     address: Option<(String, Opening)>,
 }
@@ -179,7 +180,7 @@ impl Control {
         tls: Option<&Loaded>,
         stores: Stores,
         parts: Parts,
-        pages: Box<dyn Pages>,
+        pages: Arc<dyn Pages>,
     ) -> Result<Self, ProgramError> {
         let Stores { directory, templates, settings } = stores;
         let state = |error: crate::actors::shared_table::SharedTableError| ProgramError::State(error.to_string());
@@ -195,7 +196,6 @@ impl Control {
         let shared = Arc::new(Shared {
             parts,
             gate: Gate::new(tokens.clone(), config.hosts.clone(), sessions.clone()),
-            pages: sessions.is_some().then_some(pages),
             sessions,
             tokens,
             audit,
@@ -207,7 +207,8 @@ impl Control {
             stopping: AtomicBool::new(false),
             changing: tokio::sync::Mutex::default(),
         });
-        let site = ControlSite(Arc::clone(&shared));
+        let pages = shared.sessions.is_some().then_some(pages);
+        let site = ControlSite { shared: Arc::clone(&shared), pages };
         let address = match config.address(tls.is_some())? {
             Some((address, by_tls)) => {
                 let (bound, open) = web::bind(tls.filter(|_| by_tls), address, &site)?;
@@ -220,7 +221,7 @@ impl Control {
             Listen::Socket(path) => path.clone(),
             Listen::State | Listen::Address(_) => directory.join(SOCKET),
         };
-        Ok(Self { shared, socket, address })
+        Ok(Self { site, socket, address })
     }
 
     /// Serves, and follows the events of the service from now on.
@@ -229,15 +230,16 @@ impl Control {
         standing: tokio::sync::broadcast::Receiver<Arc<StandingNotice>>,
         printer: &Printer,
     ) -> Result<Serving, ProgramError> {
-        let Self { shared, socket, address } = self;
+        let Self { site, socket, address } = self;
+        let (shared, has_console) = (Arc::clone(&site.shared), site.pages.is_some());
         follow::all(&shared, standing);
         #[cfg(unix)]
-        let local = local::Local::open(&socket, &ControlSite(Arc::clone(&shared)))?;
+        let local = local::Local::open(&socket, &site)?;
         let (url, web) = match address {
             Some((url, open)) => (Some(url), Some(open())),
             None => (None, None),
         };
-        let console = url.as_ref().filter(|_| shared.pages.is_some()).map(|url| format!("{url}/console/"));
+        let console = url.as_ref().filter(|_| has_console).map(|url| format!("{url}/console/"));
         printer.controlled(cfg!(unix).then_some(socket.as_path()), url.as_deref(), console.as_deref());
         Ok(Serving {
             shared,

@@ -55,8 +55,10 @@ routes! {
     Viewer "POST" "/terms/check" templates::check;
     Viewer "GET" "/cohorts" cohorts::list;
     Operator "POST" "/cohorts" cohorts::create;
+    Viewer "GET" "/ended" cohorts::ended;
     Viewer "GET" "/cohorts/{cohortId}" cohorts::show;
     Viewer "GET" "/cohorts/{cohortId}/members" cohorts::members;
+    Viewer "GET" "/cohorts/{cohortId}/timeline" cohorts::timeline;
     Operator "POST" "/cohorts/{cohortId}/pause" cohorts::pause;
     Operator "POST" "/cohorts/{cohortId}/resume" cohorts::resume;
     Operator "POST" "/cohorts/{cohortId}/finalize" cohorts::finalize;
@@ -66,6 +68,8 @@ routes! {
     Operator "POST" "/standing" standing::create;
     Viewer "GET" "/standing/{cohortId}" standing::show;
     Viewer "GET" "/standing/{cohortId}/seats" standing::seats;
+    Viewer "GET" "/standing/{cohortId}/timeline" cohorts::timeline;
+    Viewer "GET" "/standing/{cohortId}/announcements" standing::announcements;
     Operator "POST" "/standing/{cohortId}/pause" standing::pause;
     Operator "POST" "/standing/{cohortId}/resume" standing::resume;
     Operator "POST" "/standing/{cohortId}/finalize" standing::finalize;
@@ -87,6 +91,7 @@ routes! {
     Operator "PUT" "/bans/{subject}" bans::add;
     Operator "DELETE" "/bans/{subject}" bans::lift;
     Viewer "GET" "/coins" coins::list;
+    Viewer "GET" "/coins/{cohortId}" coins::show;
     Operator "POST" "/coins/{cohortId}/bump" coins::bump;
     Viewer "GET" "/settings" operator::settings;
     Admin "PATCH" "/settings" operator::change_settings;

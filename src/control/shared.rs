@@ -9,7 +9,6 @@ use super::{
     audit::AuditLog,
     feed::Feed,
     gate::{Gate, Login},
-    pages::Pages,
     settings::Settings,
     sse::Streams,
     templates::TemplateBook,
@@ -18,7 +17,7 @@ use super::{
 use crate::{
     actors::{
         announcement::Announcements, bans::BanBook, handle::Service, invites::InviteBook, runtime::Clock,
-        transport::connections::Connections,
+        standing::history::HistoryStore, transport::connections::Connections,
     },
     html::session::Sessions,
     metrics::{Metrics, http::Readiness},
@@ -41,6 +40,8 @@ pub(crate) struct About {
     pub(crate) relays: Vec<String>,
     /// The file of `--allow-list`.
     pub(crate) allow_list: Option<String>,
+    /// The URL of the page for controllers, if there is one.
+    pub(crate) page: Option<String>,
 }
 
 /// The parts of the service that calls use.
@@ -48,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) about: About,
     pub(crate) service: Service,
     pub(crate) standing: std::sync::Arc<StandingOperator>,
+    /// What standing cohorts have announced.
+    pub(crate) history: std::sync::Arc<dyn HistoryStore>,
     pub(crate) announcements: Option<Announcements>,
     pub(crate) bans: BanBook,
     pub(crate) invites: InviteBook,
@@ -68,8 +71,6 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     /// The sessions of browsers, if there is a console.
     pub(crate) sessions: Option<Sessions<Login>>,
-    /// The pages of the console, if there is one.
-    pub(crate) pages: Option<Box<dyn Pages>>,
     pub(crate) templates: TemplateBook,
     pub(crate) settings: Settings,
     pub(crate) feed: Feed,

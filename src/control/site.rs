@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::{
     answer::{Answer, Refusal, response},
     gate::Origin,
-    pages::Visit,
+    pages::{Pages, Visit},
     routes,
     shared::Shared,
 };
@@ -43,11 +43,15 @@ pub(super) struct Peer(pub(super) u32);
 
 /// What is served.
 #[derive(Clone)]
-pub(crate) struct ControlSite(pub(crate) Arc<Shared>);
+pub(crate) struct ControlSite {
+    pub(crate) shared: Arc<Shared>,
+    /// The pages of the console, if there is one.
+    pub(crate) pages: Option<Arc<dyn Pages>>,
+}
 
 impl Site for ControlSite {
     fn connections(&self) -> &Connections {
-        &self.0.connections
+        &self.shared.connections
     }
 
     fn proxies(&self) -> &Proxies {
@@ -55,21 +59,21 @@ impl Site for ControlSite {
     }
 
     fn mount(&self, app: &mut ServiceConfig) {
-        app.app_data(Data::from(Arc::clone(&self.0))).default_service(web::to(handle));
+        app.app_data(Data::new(self.clone())).default_service(web::to(handle));
     }
 }
 
-async fn handle(shared: Data<Shared>, request: HttpRequest, payload: Payload) -> HttpResponse {
-    let shared = shared.into_inner();
-    match admitted(&shared, &request) {
-        Ok(origin) => match &shared.pages {
+async fn handle(site: Data<ControlSite>, request: HttpRequest, payload: Payload) -> HttpResponse {
+    let ControlSite { shared, pages } = &**site;
+    match admitted(shared, &request) {
+        Ok(origin) => match pages {
             Some(pages) if !is_of_api(request.path()) => {
                 if let Err(refusal) = shared.gate.check_host(request.uri(), request.headers()) {
                     return response(Err(refusal));
                 }
-                pages.answer(Visit { shared: &shared, origin, request: &request, payload }).await
+                pages.answer(Visit { shared, origin, request: &request, payload }).await
             }
-            _ => response(answer(&shared, origin, &request, payload).await),
+            _ => response(answer(shared, origin, &request, payload).await),
         },
         Err(refusal) => response(Err(refusal)),
     }

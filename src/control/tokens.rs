@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -120,13 +120,16 @@ pub(crate) struct TokenBook(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     table: SharedTable,
+    path: PathBuf,
     read: Mutex<Option<(Stamp, Arc<Tokens>)>>,
 }
 
 impl TokenBook {
     /// The tokens in a state directory.
     pub(crate) fn open(state: &Path) -> Result<Self, SharedTableError> {
-        let book = Self(Arc::new(Shared { table: SharedTable::new(state.join(TOKENS)), read: Mutex::default() }));
+        let path = state.join(TOKENS);
+        let table = SharedTable::new(path.clone());
+        let book = Self(Arc::new(Shared { table, path, read: Mutex::default() }));
         book.list()?;
         Ok(book)
     }
@@ -162,6 +165,9 @@ impl TokenBook {
         let label = label.to_owned();
         let token = Token { label, role, hash, created: now, expires, revoked: None, totp, last_step: None };
         self.write(&id, &token)?;
+        if token.totp.is_some() {
+            self.protect();
+        }
         let text = Zeroizing::new(format!("{PREFIX}_{id}_{}", &*secret));
         Ok(NewToken { id, token, text })
     }
@@ -205,6 +211,17 @@ impl TokenBook {
         })?;
         *self.lock() = None;
         Ok(used)
+    }
+
+    /// Lets only the service's user read the file, also outside of its directory: a second factor's secret cannot be stored hashed.
+    fn protect(&self) {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            if let Err(error) = std::fs::set_permissions(&self.0.path, std::fs::Permissions::from_mode(0o600)) {
+                tracing::warn!(%error, path = %self.0.path.display(), "others may be able to read the secrets of second factors");
+            }
+        }
     }
 
     fn write(&self, id: &str, token: &Token) -> Result<(), SharedTableError> {

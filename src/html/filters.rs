@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use minijinja::{Environment, Error, ErrorKind, HtmlEscape, Output, State, Value, escape_formatter};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{assets, qr};
@@ -49,26 +49,32 @@ fn refuse(detail: String) -> Error {
 
 /// Prints a value: what hides or reorders text is shown as its code, and the rest is escaped for HTML.
 pub(super) fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    match value.as_str().filter(|text| !value.is_safe() && text.contains(is_hiding)) {
-        Some(text) => escape_formatter(out, state, &Value::from(visible(text))),
+    match value.as_str().filter(|_| !value.is_safe()) {
+        Some(text) => out.write_str(&escaped(text)).map_err(Error::from),
         None => escape_formatter(out, state, value),
     }
+}
+
+/// A text as HTML, in an element and in a quoted attribute.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for letter in text.chars() {
+        match letter {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            letter if is_hiding(letter) => escaped.extend(letter.escape_unicode()),
+            letter => escaped.push(letter),
+        }
+    }
+    escaped
 }
 
 /// Whether a character hides or reorders what is around it. Line ends and tabs are what they are.
 fn is_hiding(letter: char) -> bool {
     is_unsafe(letter) && !matches!(letter, '\n' | '\r' | '\t')
-}
-
-fn visible(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len() + 16);
-    for letter in text.chars() {
-        match is_hiding(letter) {
-            true => shown.extend(letter.escape_unicode()),
-            false => shown.push(letter),
-        }
-    }
-    shown
 }
 
 /// A number with commas between thousands.
@@ -130,7 +136,6 @@ fn short(text: &str) -> String {
         }
         false => text.to_owned(),
     };
-    let escaped = |text: &str| HtmlEscape(&visible(text)).to_string();
     format!("<span class=\"id\" title=\"{}\">{}</span>", escaped(text), escaped(&shown))
 }
 

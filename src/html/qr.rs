@@ -56,10 +56,9 @@ mod tests {
         let svg = svg(text).unwrap();
         let code = code(text).unwrap();
         let dark = code.to_colors().iter().filter(|color| **color == Color::Dark).count();
-        let drawn: usize = svg
-            .split('h')
-            .filter_map(|part| part.split_once("v1h-").map(|(run, _)| run.parse::<usize>().unwrap_or(0)))
-            .sum();
+        let path = svg.split(" d=\"").nth(1).unwrap();
+        let run = |part: &str| part.split_once('h')?.1.split_once("v1h-")?.0.parse::<usize>().ok();
+        let drawn: usize = path.split('z').filter_map(run).sum();
         assert_eq!(drawn, dark);
         assert!(svg.contains(&format!("viewBox=\"0 0 {0} {0}\"", code.width() + 8)) && !svg.contains("style"));
         assert!(super::svg(&"x".repeat(5_000)).is_err() && terminal(text).unwrap().lines().count() > 10);

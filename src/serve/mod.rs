@@ -6,6 +6,7 @@ mod admission;
 pub(crate) mod alarm;
 mod config;
 pub(crate) mod desk;
+mod ends;
 mod funds;
 mod heads;
 mod health;
@@ -279,7 +280,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     }
     let (mut control, mut of_rounds) = (None, None);
     let (notices_of_feed, notices_of_run) = standing_notices.unzip();
-    if let (Some(config), Some((stores, register)), Some((_, standing)), Some(invites)) =
+    if let (Some(config), Some((stores, register)), Some((settings, standing)), Some(invites)) =
         (&config.control, stores, &standing, invites)
     {
         let (of_templates, unreadable) = stores.templates.series();
@@ -295,11 +296,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             url: config_url.or_else(|| listeners.url.clone()),
             relays: listeners.relays.clone(),
             allow_list: allow_list.map(|path| path.display().to_string()),
+            page: None,
         };
         let parts = Parts {
             about,
             service: service.clone(),
             standing: Arc::clone(standing),
+            history: Arc::clone(&settings.history),
             announcements: operator.announcements().cloned(),
             bans: bans.clone(),
             invites,
@@ -311,7 +314,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             readiness: readiness.clone(),
             clock,
         };
-        let pages = Box::new(Console);
+        let pages = Arc::new(Console);
         control = Some(Control::bind(config, listeners.tls.as_ref(), stores, parts, pages)?);
     }
     let (of_standing, standing_printer, of_alarms) = (service.clone(), printer.clone(), alarms.clone());

@@ -7,6 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::ends::Ends;
 use crate::{
     actors::state::{State, StateError, Table},
     error::ProgramError,
@@ -40,6 +41,7 @@ struct Inner {
     cohorts: Table,
     opened: Table,
     known: Mutex<Known>,
+    ends: Ends,
 }
 
 #[derive(Default)]
@@ -89,7 +91,12 @@ impl Register {
     pub(crate) async fn open(state: &State) -> Result<Self, ProgramError> {
         let (cohorts, opened) = (state.table(COHORTS), state.table(OPENED));
         let known = Known { cohorts: entries(&cohorts).await?, opened: entries(&opened).await? };
-        Ok(Self(Arc::new(Inner { cohorts, opened, known: Mutex::new(known) })))
+        Ok(Self(Arc::new(Inner { cohorts, opened, known: Mutex::new(known), ends: Ends::open(state).await? })))
+    }
+
+    /// How cohorts have ended.
+    pub(crate) fn ends(&self) -> &Ends {
+        &self.0.ends
     }
 
     /// The record of a cohort.

@@ -63,6 +63,20 @@ impl CohortReport {
         })
     }
 
+    /// How the cohort ended, for the operator.
+    pub(super) fn end(&self) -> Value {
+        let CohortResult { output, signed, .. } = &*self.result;
+        json!({
+            "phase": "completed",
+            "beaconAddress": output.address(),
+            "txid": signed.transaction.compute_txid(),
+            "path": signed.path,
+            "members": output.keys().len(),
+            "signers": signed.signers.len(),
+            "holdouts": signed.holdouts,
+        })
+    }
+
     pub(super) fn to_text(&self) -> String {
         let CohortResult { output, signed, aggregation, .. } = &*self.result;
         let members = output.keys().len();

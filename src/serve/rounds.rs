@@ -233,6 +233,15 @@ impl Rounds {
             }
         }
         self.end_announcing(&step);
+        if let Some((register, _)) = &self.control {
+            let ends = register.ends().clone();
+            let step = Arc::clone(&step);
+            self.spawn(async move {
+                if let Err(error) = ends.announced(&step).await {
+                    tracing::error!(%error, "the end of an announcement is not among those of cohorts");
+                }
+            });
+        }
         if let Operator::Chain(operator) = &self.operator {
             let (announcements, acks) = (operator.announcements().clone(), operator.announcements().acks());
             let (ledger, network) = (self.ledger.clone(), self.config.network);
@@ -299,9 +308,9 @@ impl Rounds {
                     // A repeated notice.
                     return Ok(());
                 }
-                self.unregister(cohort_id, None).await?;
                 let (of, result) = (cohort_id.clone(), Arc::clone(result));
                 let report = off_the_arbiter(move || Arc::new(CohortReport::new(of, result))).await?;
+                self.unregister(cohort_id, None, report.end()).await?;
                 if report.verified() {
                     self.signed.insert(cohort_id.clone());
                 }
@@ -325,7 +334,8 @@ impl Rounds {
                 }
                 let was_enrolling = self.enrolling.remove(cohort_id).is_some();
                 let series = self.series_of(cohort_id);
-                self.unregister(cohort_id, next.as_ref()).await?;
+                let end = serde_json::json!({ "phase": "failed", "code": code, "reason": reason, "next": next });
+                self.unregister(cohort_id, next.as_ref(), end).await?;
                 match next {
                     Some(next) => {
                         if self.counted.remove(cohort_id) {
@@ -349,12 +359,17 @@ impl Rounds {
         Ok(())
     }
 
-    /// A cohort has ended, and another one replaces it or not.
-    async fn unregister(&self, cohort_id: &CohortId, next: Option<&CohortId>) -> Result<(), ProgramError> {
-        match &self.control {
-            Some((register, _)) => register.replace(cohort_id, next).await,
-            None => Ok(()),
-        }
+    /// A cohort has ended in this way, and another one replaces it or not.
+    async fn unregister(
+        &self,
+        cohort_id: &CohortId,
+        next: Option<&CohortId>,
+        end: serde_json::Value,
+    ) -> Result<(), ProgramError> {
+        let Some((register, _)) = &self.control else { return Ok(()) };
+        let template = register.get(cohort_id).and_then(|record| record.template);
+        register.ends().add(cohort_id, template, end).await?;
+        register.replace(cohort_id, next).await
     }
 
     /// Lets the operator do what follows from a notice, without waiting for a chain here. If the cohort has `ended`,

@@ -7,6 +7,7 @@ use btcr2_aggregation_protocol::{
     cohort::standing::{
         OpportunityKind, StandingTerms,
         cohort::{CohortInput, StandingCohort as Machine},
+        number::Number,
         seat::Seat as SeatMachine,
     },
     did::Did,
@@ -20,7 +21,7 @@ use crate::{
     notice::{Notices, WeakNotices},
     service::{AggregationService, LiveStanding, OpenCohortError, OpenStanding, OpenSuccessor, ToStanding},
     standing::{
-        cohort::{NewCohort, StandingAnswer, StandingRequest},
+        cohort::{InspectNumber, NewCohort, StandingAnswer, StandingRequest},
         member::{
             LiveSeats, MemberActor, MemberSettings, Restored, SeatRequest, SeatSnapshot, SeatSummary, ToSeat,
         },
@@ -117,7 +118,7 @@ impl StandingCohort {
     async fn done(&self, request: StandingRequest) -> Result<(), StandingError> {
         match self.request(request).await? {
             StandingAnswer::Done(done) => done.map_err(StandingError::Refused),
-            StandingAnswer::Snapshot(_) => Ok(()),
+            StandingAnswer::Snapshot(_) | StandingAnswer::Number(_) => Ok(()),
         }
     }
 
@@ -202,6 +203,14 @@ impl StandingCohort {
     pub async fn inspect(&self) -> Option<Arc<Machine>> {
         match self.request(StandingRequest::Inspect).await {
             Ok(StandingAnswer::Snapshot(machine)) => Some(machine),
+            _ => None,
+        }
+    }
+
+    /// A snapshot of the number that is open, with the seats that it waits for; `None` if none is.
+    pub async fn inspect_number(&self) -> Option<Arc<Number>> {
+        match self.request(StandingRequest::Number).await {
+            Ok(StandingAnswer::Number(Some(number))) => number.send(InspectNumber).await.ok(),
             _ => None,
         }
     }

@@ -174,6 +174,10 @@ pub(super) enum CohortCommand {
     Show { id: String },
     /// List its candidates or members
     Members { id: String },
+    /// Show what has happened in it lately
+    Timeline { id: String },
+    /// List the cohorts that have ended, the last first
+    Ended,
     /// Advertise one cohort, on terms or on those of a template
     Create {
         #[command(flatten)]
@@ -221,6 +225,15 @@ pub(super) enum StandingCommand {
     Show { id: String },
     /// List its candidates or seats
     Seats { id: String },
+    /// Show what has happened in it lately
+    Timeline { id: String },
+    /// List what it has announced, the last first
+    Announcements {
+        id: String,
+        /// Show those before this number
+        #[arg(long, value_name = "N")]
+        before: Option<u64>,
+    },
     /// Advertise one, on terms or on those of a template
     Create {
         #[command(flatten)]
@@ -331,6 +344,8 @@ pub(super) enum BanCommand {
 pub(super) enum CoinsCommand {
     /// List what is wanted, paid and on its way
     List,
+    /// Show the announcement of one cohort
+    Show { id: String },
     /// Bump the fee of a cohort's announcement now
     Bump {
         id: String,
@@ -360,6 +375,9 @@ pub(super) enum TokenCommand {
         /// viewer, operator or admin
         #[arg(long)]
         role: Role,
+        /// For the console alone: with a second factor, whose URI is in the answer
+        #[arg(long)]
+        totp: bool,
         /// A name for it
         #[arg(long, value_name = "TEXT")]
         label: String,

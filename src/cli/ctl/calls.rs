@@ -133,6 +133,7 @@ impl CtlCommand {
             },
             Self::Coins(command) => match command {
                 CoinsCommand::List => get("/coins"),
+                CoinsCommand::Show { id } => get(format!("/coins/{}", part(&id))),
                 CoinsCommand::Bump { id, fee_rate } => {
                     call("POST", format!("/coins/{}/bump", part(&id)), object(json!({ "feeRate": fee_rate })))
                 }
@@ -143,8 +144,8 @@ impl CtlCommand {
             },
             Self::Token(command) => match command {
                 TokenCommand::List => get("/tokens"),
-                TokenCommand::New { role, label, end } => {
-                    call("POST", "/tokens", end.over(json!({ "role": role, "label": label })))
+                TokenCommand::New { role, label, totp, end } => {
+                    call("POST", "/tokens", end.over(json!({ "role": role, "label": label, "totp": totp })))
                 }
                 TokenCommand::Revoke { id } => call("DELETE", format!("/tokens/{}", part(&id)), Value::Null),
             },
@@ -182,6 +183,8 @@ impl CohortCommand {
             Self::List => get("/cohorts"),
             Self::Show { id } => get(at(&id)),
             Self::Members { id } => get(format!("{}/members", at(&id))),
+            Self::Timeline { id } => get(format!("{}/timeline", at(&id))),
+            Self::Ended => get("/ended"),
             Self::Create { source } => call("POST", "/cohorts", source.body()?),
             Self::Pause { id } => post(&id, "pause"),
             Self::Resume { id } => post(&id, "resume"),
@@ -202,6 +205,11 @@ impl StandingCommand {
             Self::List => get("/standing"),
             Self::Show { id } => get(at(&id)),
             Self::Seats { id } => get(format!("{}/seats", at(&id))),
+            Self::Timeline { id } => get(format!("{}/timeline", at(&id))),
+            Self::Announcements { id, before } => {
+                let before = before.map(|before| format!("?before={before}")).unwrap_or_default();
+                get(format!("{}/announcements{before}", at(&id)))
+            }
             Self::Create { source } => call("POST", "/standing", source.body()?),
             Self::Pause { id } => post(&id, "pause"),
             Self::Resume { id } => post(&id, "resume"),

@@ -8,10 +8,11 @@ use crate::protocol::{text::shown_within, time::Timestamp};
 const MOST_CELL: usize = 90;
 
 /// The fields that are not in tables.
-const HIDDEN: [&str; 8] = ["resolved", "terms", "conditions", "timing", "rules", "event", "lineage", "evidence"];
+const HIDDEN: [&str; 9] =
+    ["resolved", "terms", "conditions", "timing", "rules", "event", "lineage", "evidence", "last"];
 
 /// The fields that are times in milliseconds.
-const TIMES: [&str; 3] = ["deadline", "since", "at"];
+const TIMES: [&str; 4] = ["deadline", "since", "at", "endedAt"];
 
 /// An answer as text.
 pub(super) fn text(value: &Value) -> String {
@@ -25,7 +26,10 @@ pub(super) fn text(value: &Value) -> String {
                         if !is_alone {
                             lines.push(format!("{name}:"));
                         }
-                        lines.extend(table(rows));
+                        match name.as_str() {
+                            "events" => lines.extend(rows.iter().map(event_line)),
+                            _ => lines.extend(table(rows)),
+                        }
                     }
                     Value::Null => {}
                     value => object(name, value, &mut lines),

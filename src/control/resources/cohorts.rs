@@ -1,6 +1,6 @@
 //! One-time cohorts.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -9,6 +9,7 @@ use super::{
     super::{
         answer::{Answer, Refusal, created, failed, invalid, ok},
         call::Call,
+        timeline::Signing,
     },
     Source, period, reason,
 };
@@ -27,6 +28,9 @@ use crate::{
 /// The most members of one page.
 const MOST_MEMBERS: u64 = 1_000;
 
+/// The most ended cohorts of one answer.
+const MOST_ENDED: u64 = 1_000;
+
 fn view(call: &Call, cohort_id: &CohortId, machine: &ServiceCohort) -> Value {
     let record = call.shared.parts.register.get(cohort_id).unwrap_or_default();
     let phase = machine.phase();
@@ -34,6 +38,7 @@ fn view(call: &Call, cohort_id: &CohortId, machine: &ServiceCohort) -> Value {
         Phase::Enrolling(enrolling) => (enrolling.candidates.len(), enrolling.admitted()),
         phase => phase.formed().map_or((0, 0), |formed| (formed.members.len(), formed.members.len())),
     };
+    let signing = signing(call, cohort_id, machine);
     json!({
         "cohortId": cohort_id,
         "template": record.template,
@@ -42,10 +47,32 @@ fn view(call: &Call, cohort_id: &CohortId, machine: &ServiceCohort) -> Value {
         "paused": record.paused && matches!(phase, Phase::Enrolling(_)),
         "candidates": members,
         "admitted": admitted,
-        "waitingFor": machine.holdouts().len(),
+        "waitingFor": match &signing {
+            _ if !machine.is_signing() => Some(machine.holdouts().len()),
+            Some(signing) => Some(members.saturating_sub(signing.given.len())),
+            None => None,
+        },
+        "signing": signing.as_ref().map(|signing| signing.stage.as_str()),
+        "needed": machine.config().terms.conditions.min_participants,
         "beaconAddress": phase.formed().map(|formed| formed.output.address()),
         "faults": machine.faults().iter().count(),
     })
+}
+
+/// The step of its signing, if it signs, and if that is known.
+fn signing(call: &Call, cohort_id: &CohortId, machine: &ServiceCohort) -> Option<Signing> {
+    let members = machine.phase().formed()?.members.len();
+    call.shared.feed.timelines().signing(cohort_id.as_str(), members).filter(|_| machine.is_signing())
+}
+
+/// The members that the present phase waits for; `None` if that is not known, e.g. after a restart within signing.
+fn awaited(call: &Call, cohort_id: &CohortId, machine: &ServiceCohort) -> Option<BTreeSet<String>> {
+    if !machine.is_signing() {
+        return Some(machine.holdouts().iter().map(ToString::to_string).collect());
+    }
+    let signing = signing(call, cohort_id, machine)?;
+    let members = machine.phase().formed()?.members.keys().map(ToString::to_string);
+    Some(members.filter(|did| !signing.given.contains(did)).collect())
 }
 
 /// A cohort that runs, and its machine.
@@ -66,8 +93,38 @@ pub(crate) async fn list(call: &Call) -> Answer {
     ok(json!({ "cohorts": shown }))
 }
 
+/// Those that have ended, the last first.
+pub(crate) async fn ended(call: &Call) -> Answer {
+    let most = usize::try_from(call.number("limit", MOST_ENDED)?.unwrap_or(MOST_ENDED)).unwrap_or(usize::MAX);
+    let mut ended = call.shared.parts.register.ends().list();
+    ended.truncate(most);
+    ok(json!({ "ended": ended }))
+}
+
+/// What has happened lately in one.
+pub(crate) async fn timeline(call: &Call) -> Answer {
+    let cohort_id = call.cohort_id()?;
+    let known = call.shared.feed.timelines().events(cohort_id.as_str());
+    let exists = async {
+        let parts = &call.shared.parts;
+        parts.register.ends().get(&cohort_id).is_some()
+            || parts.service.cohort(&cohort_id).inspect().await.is_some()
+            || parts.service.standing_cohort(&cohort_id).inspect().await.is_some()
+    };
+    match known {
+        Some(events) => ok(json!({ "cohortId": cohort_id, "events": events })),
+        None if exists.await => ok(json!({ "cohortId": cohort_id, "events": [] })),
+        None => Err(call.unknown("cohort")),
+    }
+}
+
 pub(crate) async fn show(call: &Call) -> Answer {
-    let (cohort, machine) = running(call).await?;
+    let (cohort, machine) = match running(call).await {
+        Ok(running) => running,
+        Err(refusal) => {
+            return call.shared.parts.register.ends().get(&call.cohort_id()?).ok_or(refusal).and_then(ok);
+        }
+    };
     let mut shown = view(call, cohort.id(), &machine);
     let terms = &machine.config().terms;
     shown["conditions"] = json!(terms.conditions);
@@ -81,7 +138,8 @@ pub(crate) async fn members(call: &Call) -> Answer {
     let most = call.number("limit", MOST_MEMBERS)?.unwrap_or(MOST_MEMBERS);
     let after = call.query.get("after");
     let (cohort, machine) = running(call).await?;
-    let waiting = machine.holdouts();
+    let waiting = awaited(call, cohort.id(), &machine);
+    let last = call.shared.feed.timelines().contributions(cohort.id().as_str());
     let all: Vec<(String, Value)> = match machine.phase() {
         Phase::Enrolling(enrolling) => enrolling
             .candidates
@@ -102,7 +160,7 @@ pub(crate) async fn members(call: &Call) -> Answer {
             .flat_map(|formed| formed.members.iter())
             .map(|(did, member)| {
                 let invite = member.invite.as_ref().map(|proof| proof.id().to_string());
-                let is_awaited = waiting.contains(did);
+                let is_awaited = waiting.as_ref().map(|waiting| waiting.contains(did.as_str()));
                 (
                     did.to_string(),
                     json!({ "did": did, "admission": "admitted", "invite": invite, "awaited": is_awaited }),
@@ -116,7 +174,12 @@ pub(crate) async fn members(call: &Call) -> Answer {
     let has_more = page.len() > most;
     page.truncate(most);
     let next = has_more.then(|| page.last().map(|(did, _)| did.clone())).flatten();
-    let members: Vec<Value> = page.into_iter().map(|(_, member)| member).collect();
+    let members = page.into_iter().map(|(did, mut member)| {
+        let last = last.get(&did).map(|last| json!({ "event": last.event, "at": last.at }));
+        member["last"] = json!(last);
+        member
+    });
+    let members: Vec<Value> = members.collect();
     ok(json!({ "cohortId": cohort.id(), "members": members, "next": next }))
 }
 

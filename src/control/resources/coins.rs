@@ -1,6 +1,6 @@
 //! Coins and announcements: what is wanted, what is paid, what is on its way.
 
-use ::bitcoin::FeeRate;
+use ::bitcoin::{Amount, Denomination, FeeRate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -57,6 +57,7 @@ async fn view(call: &Call, cohort_id: &CohortId, announcement: &Announcement, ra
             let need = output.as_ref().and_then(|output| Need::of(output, announcement.rules(), rate).ok());
             shown["wanted"] = json!(need.map(|need| json!({
                 "atLeast": need.at_least.to_sat(), "suggested": need.suggested.to_sat(), "feeRate": sat_per_vb(rate),
+                "uri": output.as_ref().map(|output| uri(&output.address().to_string(), Some(need.suggested))),
             })));
         }
         State::Signing { deadline, .. } => shown["deadline"] = json!(deadline),
@@ -66,8 +67,10 @@ async fn view(call: &Call, cohort_id: &CohortId, announcement: &Announcement, ra
             shown["fee"] = json!(bump.parent_fee.to_sat());
             shown["feeRate"] = json!(sat_per_vb(bump.rate()));
             shown["child"] = json!(announcing.child.as_ref().map(|child| child.transaction.compute_txid()));
-            shown["confirmed"] =
-                json!(announcing.confirmed.map(|(block, depth)| json!({ "block": block, "depth": depth })));
+            let of = announcement.rules().confirmations;
+            shown["confirmed"] = json!(
+                announcing.confirmed.map(|(block, depth)| json!({ "block": block, "depth": depth, "of": of }))
+            );
             shown["bumpImpossible"] = json!(announcing.bump_impossible);
         }
         State::Final { txid, paid, .. } => {
@@ -78,6 +81,25 @@ async fn view(call: &Call, cohort_id: &CohortId, announcement: &Announcement, ra
         State::Planned => {}
     }
     shown
+}
+
+/// A payment as wallets read it (BIP 21), also from a QR code.
+fn uri(address: &str, amount: Option<Amount>) -> String {
+    match amount {
+        Some(amount) => format!("bitcoin:{address}?amount={}", amount.display_in(Denomination::Bitcoin)),
+        None => format!("bitcoin:{address}"),
+    }
+}
+
+/// The announcement of one cohort.
+pub(crate) async fn show(call: &Call) -> Answer {
+    let cohort_id = call.cohort_id()?;
+    let none = || Refusal::NotFound(format!("there is no announcement of cohort {cohort_id}"));
+    let known = call.shared.parts.announcements.as_ref().ok_or_else(none)?;
+    // Asked for another cohort, the book answers with a plan.
+    let is_known = known.cohorts().await.map_err(failed)?.contains(&cohort_id);
+    let announcement = known.inspect(&cohort_id).await.ok().filter(|_| is_known).ok_or_else(none)?;
+    ok(view(call, &cohort_id, &announcement, rate(known).await).await)
 }
 
 pub(crate) async fn list(call: &Call) -> Answer {
@@ -104,6 +126,7 @@ pub(crate) async fn list(call: &Call) -> Answer {
                 )
             });
         }
+        shown["uri"] = json!(machine.output().map(|output| uri(&output.address().to_string(), None)));
         shown["announcementVsize"] = json!({
             "byKey": announcement_vsize(terms, seats, Mode::Key), "byFallback": announcement_vsize(terms, seats, Mode::Fallback),
         });

@@ -59,8 +59,11 @@ pub(crate) async fn create(call: &Call) -> Answer {
     let invites = call.shared.parts.invites.clone();
     let work = blocking(move || invites.add(&token, invite));
     call.change("invite.create", Some(&id), request, work).await?;
+    // Behind `#`: a browser sends it to no one, so that it is in no log.
+    let link =
+        call.shared.parts.about.page.as_ref().map(|page| format!("{}/#invite={text}", page.trim_end_matches('/')));
     // The token is in this answer alone.
-    created(json!({ "invite": id, "token": text, "uses": uses, "expires": views::until(expires) }))
+    created(json!({ "invite": id, "token": text, "link": link, "uses": uses, "expires": views::until(expires) }))
 }
 
 pub(crate) async fn revoke(call: &Call) -> Answer {

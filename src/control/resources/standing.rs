@@ -14,12 +14,19 @@ use super::{
 };
 use crate::{
     actors::handle::{StandingCohort, StandingError},
-    protocol::cohort::standing::{
-        CoinRef, OpportunityKind,
-        cohort::{StandingCohort as Machine, Unconfirmed},
+    protocol::{
+        cohort::standing::{
+            CoinRef, OpportunityKind,
+            cohort::{StandingCohort as Machine, Unconfirmed},
+            number::Number,
+        },
+        time::Timestamp,
     },
     serve::{register::CohortRecord, terms::Terms},
 };
+
+/// The most announcements of one page.
+const MOST_ANNOUNCEMENTS: u64 = 100;
 
 fn refused(error: StandingError) -> Refusal {
     match error {
@@ -88,8 +95,27 @@ pub(crate) async fn list(call: &Call) -> Answer {
 }
 
 pub(crate) async fn show(call: &Call) -> Answer {
-    let (_, machine) = running(call).await?;
-    ok(view(call, &machine))
+    let (cohort, machine) = running(call).await?;
+    let mut shown = view(call, &machine);
+    drop(machine);
+    shown["open"] = json!(cohort.inspect_number().await.map(|number| open_number(&number)));
+    ok(shown)
+}
+
+/// What is shown of the number that is open.
+fn open_number(number: &Number) -> Value {
+    let task = number.task();
+    let dids = number.awaited().iter().filter_map(|seat| task.seats.get(seat)).collect::<Vec<_>>();
+    let stage = match (number.is_planned(), number.end(), number.board()) {
+        (true, ..) => "planned",
+        (_, Some(_), _) => "ended",
+        (_, _, Some(_)) => "confirming",
+        (_, _, None) => "responding",
+    };
+    let respond_by = Timestamp::from_secs(task.opportunity.respond_by);
+    json!({
+        "number": task.opportunity.number, "kind": task.opportunity.kind, "stage": stage, "respondBy": respond_by, "awaited": dids,
+    })
 }
 
 pub(crate) async fn seats(call: &Call) -> Answer {
@@ -107,6 +133,22 @@ pub(crate) async fn seats(call: &Call) -> Answer {
     });
     let seats: Vec<Value> = candidates.chain(seats).collect();
     ok(json!({ "cohortId": cohort.id(), "seats": seats }))
+}
+
+/// What one has announced, the last first: a page before the number `before`.
+pub(crate) async fn announcements(call: &Call) -> Answer {
+    let most = call.number("limit", MOST_ANNOUNCEMENTS)?.unwrap_or(MOST_ANNOUNCEMENTS);
+    let (cohort, machine) = running(call).await?;
+    let before = call.number("before", u64::MAX)?.unwrap_or_else(|| machine.last_number().saturating_add(1));
+    drop(machine);
+    // Numbers without a transaction are not listed: a page may have fewer.
+    let after = before.saturating_sub(most + 1);
+    let listed = call.shared.parts.history.list(cohort.id(), after, usize::try_from(most).unwrap_or(usize::MAX));
+    let mut listed = listed.await.map_err(failed)?;
+    listed.retain(|announced| announced.number < before);
+    listed.reverse();
+    let next = (after > 0).then_some(after + 1);
+    ok(json!({ "cohortId": cohort.id(), "announcements": listed, "next": next }))
 }
 
 pub(crate) async fn create(call: &Call) -> Answer {

@@ -8,9 +8,12 @@ use super::super::{
     call::Call,
     templates::{Advertising, Shown, Template, check_name, series_of, terms_view},
 };
-use crate::serve::{
-    orders::{COMMAND_LINE, Order},
-    terms::Terms,
+use crate::{
+    protocol::{id::CohortId, message::Bytes},
+    serve::{
+        orders::{COMMAND_LINE, Order},
+        terms::Terms,
+    },
 };
 
 /// The most cohorts of one template that are advertised at once.
@@ -70,7 +73,25 @@ pub(crate) async fn check(call: &Call) -> Answer {
     }
     let body: Body = call.body()?;
     let terms = call.shared.templates.read(&body.terms).map_err(Refusal::Invalid)?;
-    ok(json!({ "ok": true, "resolved": terms_view(&terms) }))
+    ok(json!({ "ok": true, "resolved": terms_view(&terms), "advert": advert(call, &terms) }))
+}
+
+/// What participants receive: the body of the advert, with a name in place of the cohort's identifier.
+fn advert(call: &Call, terms: &Terms) -> Value {
+    let parts = &call.shared.parts;
+    let (Ok(cohort_id), Some(key)) = (CohortId::parse("COHORT"), parts.service.did().key()) else {
+        return Value::Null;
+    };
+    match terms {
+        Terms::Round(terms) => json!(terms.conditions().ok().map(|conditions| conditions.to_advert(
+            cohort_id,
+            parts.about.network,
+            &key
+        ))),
+        Terms::Standing(standing) => json!({
+            "cohortId": cohort_id, "communicationPk": Bytes(key.to_bytes()), "terms": standing.terms,
+        }),
+    }
 }
 
 pub(crate) async fn put(call: &Call) -> Answer {

@@ -59,6 +59,13 @@ async fn the_deposit_of_a_cohort_is_wanted_and_its_fee_is_bumped() {
     let wanted = announcement(&api);
     let address = wanted["beaconAddress"].as_str().unwrap();
     assert!(wanted["wanted"]["suggested"].as_u64() > wanted["wanted"]["atLeast"].as_u64(), "{wanted}");
+    let uri = wanted["wanted"]["uri"].as_str().unwrap();
+    let (suggested, amount) =
+        (wanted["wanted"]["suggested"].as_u64().unwrap(), uri.split("?amount=").nth(1).unwrap());
+    assert!(uri.starts_with(&format!("bitcoin:{address}?")), "{uri}");
+    assert_eq!(Amount::from_str_in(amount, bitcoin::Denomination::Bitcoin).unwrap().to_sat(), suggested);
+    assert_eq!(api.ctl(&["coins", "show", &cohort_id])["wanted"]["atLeast"], wanted["wanted"]["atLeast"]);
+    assert_eq!(api.ctl_run(&["coins", "show", "none"]).status, Some(1));
     let early = api.ctl_run(&["coins", "bump", &cohort_id]);
     assert_eq!(early.status, Some(1), "{early:?}");
     faucet.pay(&blocks, &script(address), Amount::from_sat(60_000)).await;
@@ -74,7 +81,11 @@ async fn the_deposit_of_a_cohort_is_wanted_and_its_fee_is_bumped() {
     for _ in 0..2 {
         blocks.mine(1).await;
     }
-    api.service.program.event("announcement-final");
+    let last = api.service.program.event("announcement-final");
+    eventually("its end is among those of cohorts", || {
+        let announcement = api.ctl(&["cohort", "show", &cohort_id])["announcement"].clone();
+        announcement["state"] == "final" && announcement["txid"] == last["txid"]
+    });
     for member in members {
         assert_eq!(member.end().0, Some(0));
     }
@@ -127,8 +138,21 @@ async fn a_standing_cohort_is_operated_by_ctl() {
     eventually("it is still held", || show(&api)["held"] == true);
     api.ctl(&["standing", "release", &cohort_id]);
     api.ctl(&["standing", "trigger", &cohort_id, "--kind", "roster"]);
-    api.service.program.event("number-opened");
+    let opened = api.service.program.event("number-opened");
+    eventually("it waits for both seats, which do not come again", || {
+        let open = show(&api)["open"].clone();
+        let awaited = open["awaited"].as_array().map_or(0, Vec::len);
+        (&open["number"], &open["stage"], &open["kind"], awaited)
+            == (&opened["number"], &json!("responding"), &json!("roster"), 2)
+    });
     contains(&api.ctl_run(&["standing", "cancel", &cohort_id]).all(), &["has formed"]);
+    assert_eq!(
+        api.ctl(&["standing", "announcements", &cohort_id])["announcements"],
+        json!([]),
+        "none is signed yet"
+    );
+    let timeline = api.ctl(&["standing", "timeline", &cohort_id]).to_string();
+    contains(&timeline, &["number-opened", "standing.release"]);
     drop(seats);
     let audit = api.audit(100);
     let actions: Vec<&str> = audit.iter().rev().filter_map(|entry| entry["action"].as_str()).collect();

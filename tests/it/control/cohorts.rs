@@ -34,6 +34,7 @@ fn a_cohort_is_created_joined_and_finished_by_ctl() {
     dids.sort();
     let found: Vec<&Value> = listed["members"].as_array().unwrap().iter().map(|member| &member["did"]).collect();
     assert_eq!(json!(found), json!(dids));
+    assert_eq!(listed["members"][0]["last"]["event"], "participant-accepted", "{listed}");
     let deadline = api.ctl(&["cohort", "show", &cohort_id])["deadline"].as_u64().unwrap();
     let extended = api.ctl(&["cohort", "extend", &cohort_id, "--by", "10m"]);
     assert_eq!(extended["deadline"].as_u64().unwrap(), deadline + 600_000, "{extended}");
@@ -50,6 +51,24 @@ fn a_cohort_is_created_joined_and_finished_by_ctl() {
     }
     eventually("it is over", || api.ctl(&["cohort", "list"])["cohorts"] == json!([]));
     assert_eq!(api.ctl_run(&["cohort", "cancel", &cohort_id]).status, Some(1));
+    // How it ended, and what happened in it.
+    let shown = api.ctl(&["cohort", "show", &cohort_id]);
+    assert_eq!(
+        (&shown["phase"], &shown["members"], &shown["txid"]),
+        (&json!("completed"), &json!(2), &result["txid"])
+    );
+    assert_eq!(api.ctl(&["cohort", "ended"])["ended"], json!([shown]));
+    let timeline = api.ctl(&["cohort", "timeline", &cohort_id]);
+    let kinds: Vec<&str> =
+        timeline["events"].as_array().unwrap().iter().filter_map(|event| event["event"].as_str()).collect();
+    for kind in ["cohort-advertised", "changed", "keygen-complete", "signing-started", "signing-complete"] {
+        assert!(kinds.contains(&kind), "{kind}: {kinds:?}");
+    }
+    assert!(!kinds.contains(&"nonce-received"), "{kinds:?}");
+    contains(
+        &run(&["ctl", "--state", &api.state, "cohort", "timeline", &cohort_id]).succeeded().stdout,
+        &["signing-complete"],
+    );
     let actions: Vec<Value> = api.audit(10).into_iter().map(|entry| entry["action"].clone()).collect();
     let [create, extend, finalize] = ["cohort.create", "cohort.extend", "cohort.finalize"];
     // Without an action: the last extension was refused.
@@ -109,6 +128,14 @@ fn a_cancelled_cohort_notifies_its_candidates() {
     let result = lines.last().unwrap();
     assert_eq!((status, &result["ok"]), (Some(1), &json!(false)), "{lines:#?}");
     assert!(result["reason"].as_str().unwrap().contains("the wrong day"), "{result}");
+    let shown = api.ctl(&["cohort", "show", &cohort_id]);
+    assert_eq!(shown["phase"], "failed", "{shown}");
+    contains(shown["reason"].as_str().unwrap(), &["the wrong day"]);
+    let api = api.restarted(&[]);
+    assert_eq!(api.ctl(&["cohort", "show", &cohort_id]), shown, "after a restart");
+    let timeline = api.ctl(&["cohort", "timeline", &cohort_id]).to_string();
+    assert!(!timeline.contains("cohort-advertised"), "what came before is not in memory: {timeline}");
+    assert_eq!(api.ctl_run(&["cohort", "timeline", "none"]).status, Some(1));
     assert_eq!(api.audit(1)[0]["request"]["reason"], "the wrong day");
 }
 

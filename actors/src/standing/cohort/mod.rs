@@ -13,7 +13,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message as ActixMessage,
-    MessageResult, Supervised, WrapFuture, dev::ContextFut,
+    MessageResult, Recipient, Supervised, WrapFuture, dev::ContextFut,
 };
 use btcr2_aggregation_protocol::{
     cohort::standing::{
@@ -31,12 +31,12 @@ use btcr2_aggregation_protocol::{
     output::KeyAggregator,
 };
 
-pub(crate) use self::moving::NewCohort;
 use self::{
     admission::Applicants,
     charges::Charge,
     number::{NumberActor, RunningNumber},
 };
+pub(crate) use self::{moving::NewCohort, number::InspectNumber};
 use super::{
     ChainView,
     boards::BoardStore,
@@ -161,6 +161,8 @@ pub(crate) enum StandingRequest {
     Look,
     /// A snapshot of the cohort.
     Inspect,
+    /// The number that is open.
+    Number,
 }
 
 /// The answer to a [`StandingRequest`].
@@ -169,6 +171,7 @@ pub(crate) enum StandingAnswer {
     /// `Err` if the machine has refused it.
     Done(Result<(), Reject>),
     Snapshot(Arc<StandingCohort>),
+    Number(Option<Recipient<InspectNumber>>),
 }
 
 /// From a number to its cohort: how it has ended.
@@ -435,8 +438,10 @@ impl Handler<StandingRequest> for StandingCohortActor {
                 }
                 Ok(())
             }
-            StandingRequest::Inspect => {
-                return MessageResult(StandingAnswer::Snapshot(self.engine.snapshot()));
+            StandingRequest::Inspect => return MessageResult(StandingAnswer::Snapshot(self.engine.snapshot())),
+            StandingRequest::Number => {
+                let open = self.number.as_ref().map(|running| running.address.clone().recipient());
+                return MessageResult(StandingAnswer::Number(open));
             }
         }))
     }

@@ -57,6 +57,11 @@ pub(super) struct SendAgain(pub(super) Option<Did>);
 #[rtype(result = "()")]
 pub(super) struct Abandon(pub(super) String);
 
+/// A snapshot of the number.
+#[derive(ActixMessage)]
+#[rtype(result = "Arc<Number>")]
+pub(crate) struct InspectNumber;
+
 /// A number that runs. Its actor stops when this is dropped.
 pub(super) struct RunningNumber {
     pub(super) number: u64,
@@ -272,6 +277,14 @@ impl Handler<Abandon> for NumberActor {
 
     fn handle(&mut self, Abandon(reason): Abandon, ctx: &mut Self::Context) {
         self.feed(NumberInput::Abandoned { reason }, ctx);
+    }
+}
+
+impl Handler<InspectNumber> for NumberActor {
+    type Result = Arc<Number>;
+
+    fn handle(&mut self, _: InspectNumber, _: &mut Self::Context) -> Self::Result {
+        self.engine.snapshot()
     }
 }
 

@@ -36,7 +36,7 @@ use crate::{
         runtime::Clock,
         standing::{SeatRequest, boards::BoardStore, notice::SeatNotice},
         state::State,
-        transport::contact::Contacts,
+        transport::contact::{ContactNotice, Contacts},
     },
     error::ProgramError,
     events::Printer,
@@ -95,6 +95,8 @@ pub(super) struct Life {
     pub(super) seeds: Vec<Seed>,
     notices: tokio::sync::broadcast::Receiver<Arc<SeatNotice>>,
     contacts: Contacts,
+    /// What they report from the first attempt on, before anything is printed.
+    reached: tokio::sync::broadcast::Receiver<ContactNotice>,
     backups: Option<Arc<Backups>>,
     /// The tasks beside the loop, which end with it.
     tasks: Vec<actix_rt::task::JoinHandle<()>>,
@@ -143,6 +145,7 @@ impl Life {
         let notices = Notices::new(NOTICES);
         let receiver = notices.subscribe();
         let contacts = Contacts::default();
+        let reached = contacts.subscribe();
         let parts = Parts {
             storage,
             chain,
@@ -183,6 +186,7 @@ impl Life {
             seeds,
             notices: receiver,
             contacts,
+            reached,
             backups,
             tasks: Vec::new(),
             #[cfg(unix)]
@@ -251,7 +255,8 @@ impl Life {
             Ok(socket) => socket,
             Err(end) => return end,
         };
-        let reporting = self.reporter.printer().clone().follow(self.contacts.subscribe());
+        let reached = std::mem::replace(&mut self.reached, self.contacts.subscribe());
+        let reporting = self.reporter.printer().clone().follow(reached);
         self.watch_services();
         if let Some(backups) = self.backups.clone() {
             self.tasks.push(actix_rt::spawn(async move { backups.follow().await }));

@@ -28,6 +28,8 @@ use crate::{
 
 /// The configuration of a service.
 pub struct ServeConfig {
+    /// Its name among the services of one process, which is in all that it prints.
+    pub name: Option<String>,
     /// The identity of the service.
     pub identity: Identity,
     /// The network of its cohorts.
@@ -104,6 +106,7 @@ impl ServeConfig {
     pub fn new(identity: Identity, network: Network) -> Self {
         let recovery_key = identity.public_key().x_only();
         Self {
+            name: None,
             identity,
             network,
             listen: Some("127.0.0.1:8080".to_owned()),

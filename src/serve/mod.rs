@@ -19,6 +19,7 @@ mod public;
 pub(crate) mod register;
 mod results;
 mod rounds;
+mod several;
 mod standing;
 pub(crate) mod switches;
 pub mod terms;
@@ -47,6 +48,7 @@ pub use self::{
     config::ServeConfig,
     operator::{ChainConfig, Coins},
     public::PageSettings,
+    several::run_all,
     terms::{RoundTerms, StandingConfig},
     tls::Tls,
 };
@@ -117,7 +119,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     if let Some(control) = &config.control {
         control.address(config.tls.is_some())?;
     }
-    let printer = Printer::new(config.json).with_times(config.times);
+    let printer = Printer::new(config.json).with_times(config.times).named(config.name.as_deref());
     if let Some(directory) = &config.out {
         std::fs::create_dir_all(directory)
             .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;

@@ -85,6 +85,7 @@ mod resolver_serve;
 mod restart_processes;
 mod secrets;
 mod serve_health;
+mod several;
 mod sighup;
 mod silence;
 mod singleton_chain;

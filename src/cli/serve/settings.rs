@@ -37,6 +37,12 @@ pub(in crate::cli) struct ServeArgs {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE", env = "BTCR2_CONFIG")]
     pub(super) config: Option<PathBuf>,
+    /// Serve another service in this process too, by a TOML file of its own settings (can be repeated)
+    ///
+    /// Each has its own identity, network, terms, addresses and state directory, and its own control API. Flags and variables are for the
+    /// first one. What each prints has its name: that of its file without the ending. One that fails ends the process.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub(super) also: Vec<PathBuf>,
     #[command(flatten)]
     pub(super) settings: ServeSettings,
 }

@@ -32,6 +32,10 @@ impl From<ProgramError> for End {
 pub async fn run(config: MemberConfig, stop: impl Future<Output = ()>) -> Result<(), ProgramError> {
     let printer = Printer::new(config.json).with_times(config.times);
     tokio::pin!(stop);
+    #[cfg(unix)]
+    if let Some(address) = &config.console {
+        super::console::check(address)?;
+    }
     let (mut was_ready, mut pause) = (false, FIRST_PAUSE);
     loop {
         let mut is_ready = false;

@@ -351,7 +351,7 @@ async fn a_session_that_cannot_be_read_stops_what_signs() {
 async fn a_service_is_found_by_the_entry_in_its_document() {
     let Some(mut operator) = Controller::new("service-entry", &[]).await else { return };
     let directory = operator.world.directory.clone();
-    copy(&operator.identity, &path(&directory, "service"));
+    fs::copy(&operator.identity, path(&directory, "service")).unwrap();
     let service = Service::once(&directory, 1, &[]);
     assert_eq!(service.did, operator.did);
     let entry = ["identity", "service-entry", &operator.identity, "--url", &service.url];

@@ -61,11 +61,11 @@ pub(super) struct Serving {
     web: Running,
 }
 
-/// Binds the address.
+/// Whether the address may be bound.
 ///
 /// # Errors
 /// [`ProgramError::Usage`] if other machines reach it.
-pub(super) fn bind(address: &str, config: &MemberConfig) -> Result<Bound, ProgramError> {
+pub(super) fn check(address: &str) -> Result<(), ProgramError> {
     let what = || format!("--console {address}");
     let resolved = address.to_socket_addrs().map_err(|error| ProgramError::Io { what: what(), error })?;
     let resolved: Vec<SocketAddr> = resolved.collect();
@@ -75,6 +75,15 @@ pub(super) fn bind(address: &str, config: &MemberConfig) -> Result<Bound, Progra
             what()
         )));
     }
+    Ok(())
+}
+
+/// Binds the address.
+///
+/// # Errors
+/// Those of [`check`], and that it cannot be bound.
+pub(super) fn bind(address: &str, config: &MemberConfig) -> Result<Bound, ProgramError> {
+    check(address)?;
     let secrets = Secrets::default();
     let (calls, waiting) = calls::channel();
     let site = MemberSite(Arc::new(site::Shared {

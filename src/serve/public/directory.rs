@@ -35,9 +35,9 @@ use crate::{
 const VERSION: u32 = 1;
 
 /// The most open cohorts, standing cohorts, announcements on their way, and announcements of a page.
-const MOST_OPEN: usize = 100;
-const MOST_STANDING: usize = 100;
-const MOST_PENDING: usize = 100;
+const MOST_OPEN: usize = 32;
+const MOST_STANDING: usize = 64;
+const MOST_PENDING: usize = 50;
 pub(super) const PAGE: usize = 50;
 
 /// How many announcements of a standing cohort are shown, and among how many numbers they are looked for.

@@ -56,6 +56,11 @@ fn directory_of(service: &Service) -> Value {
     shown
 }
 
+/// The directory, once it lists the first cohort.
+fn listed(service: &Service) -> Value {
+    once(service, "a cohort is listed", |shown| shown["cohorts"].as_array().is_some_and(|all| !all.is_empty()))
+}
+
 /// The directory, as soon as it is as wanted: it is read once a second.
 fn once(service: &Service, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let until = Instant::now() + PATIENCE;
@@ -97,7 +102,7 @@ fn joins(place: &Path, join: &Value, replaced: &[(&str, &str)], more: &str) -> P
 fn a_member_joins_by_the_command_of_the_directory() {
     let directory = directory("directory-join");
     let mut service = Service::once(&directory, 2, &["--directory"]);
-    let shown = directory_of(&service);
+    let shown = listed(&service);
     assert_eq!((&shown["v"], &shown["service"]["did"]), (&json!(1), &json!(service.did)));
     assert_eq!((&shown["service"]["url"], &shown["admission"]["everyone"]), (&json!(service.url), &json!(true)));
     let cohort = &shown["cohorts"][0];
@@ -109,7 +114,7 @@ fn a_member_joins_by_the_command_of_the_directory() {
     );
     let members = ["a", "b"].map(|name| joins(&directory.join(name), &cohort["join"], &[], ""));
     let result = service.program.event("result");
-    service_result(&result, &path(&directory, "transaction"));
+    service_result(&result, "key-path");
     for (name, member) in ["a", "b"].iter().zip(members) {
         participant_result(&member.result(), &did_of(&path(&directory.join(name), "my.id")), &result);
     }
@@ -153,7 +158,7 @@ fn by_invite_there_are_no_terms_but_the_command() {
     let token = made.stdout.trim().to_owned();
     let arguments = ["--directory", "--invites", "--state", &state];
     let mut service = Service::once(&directory, 2, &arguments);
-    let shown = directory_of(&service);
+    let shown = listed(&service);
     assert_eq!(
         shown["admission"],
         json!({ "everyone": false, "list": false, "invites": true, "byOperator": false, "provenKeysOnly": false })
@@ -322,7 +327,7 @@ fn people_see_the_same_on_the_page_without_a_script() {
     let directory = directory("directory-page");
     let arguments = ["--public-page", "--explorer", "https://explorer.example/signet/", "--min-participants", "2"];
     let service = Service::start(&directory, &arguments);
-    let shown = directory_of(&service);
+    let shown = listed(&service);
     let (status, head, page) = get(&service, "/", "Origin: https://page.example\r\n");
     assert_eq!(status, 200, "{head}");
     contains(
@@ -377,6 +382,7 @@ fn by_invite_the_page_has_the_command_and_no_terms() {
     let directory = directory("directory-page-invite");
     let state = path(&directory, "state");
     let service = Service::start(&directory, &["--public-page", "--invites", "--state", &state]);
+    listed(&service);
     let (_, _, page) = get(&service, "/", "");
     contains(&page, &["DIDs with an invite of the operator", "by invite", "--invite TOKEN", "data-join"]);
     assert!(!page.contains("The terms as data"), "{page}");

@@ -67,6 +67,8 @@ pub struct Printer {
     json: bool,
     times: bool,
     in_place: bool,
+    /// The name of the service in a process with several.
+    service: Option<Arc<str>>,
     board: Arc<Mutex<Board>>,
 }
 
@@ -89,7 +91,16 @@ impl Line {
 impl Printer {
     /// A printer for machines (`json`) or for people.
     pub fn new(json: bool) -> Self {
-        Self { json, times: false, in_place: !json && output::can_show_in_place(), board: Arc::default() }
+        let in_place = !json && output::can_show_in_place();
+        Self { json, times: false, in_place, service: None, board: Arc::default() }
+    }
+
+    /// Puts the name of a service into each event and before each line, for a process with several.
+    #[must_use]
+    pub fn named(self, service: Option<&str>) -> Self {
+        // Progress of one must not overwrite that of another.
+        let in_place = self.in_place && service.is_none();
+        Self { in_place, service: service.map(Arc::from), ..self }
     }
 
     /// Puts the time before each line for people. Events for machines always have it.
@@ -149,7 +160,7 @@ impl Printer {
     pub fn warn(&self, text: &str) {
         let text = &*shown_within(text, MOST_LINE);
         if self.json {
-            output::line(&timed(json!({ "event": "warning", "message": text }), SystemTime::now()).to_string());
+            self.event(json!({ "event": "warning", "message": text }));
         } else {
             err!("{}", self.stamped(&format!("warning: {text}")));
         }
@@ -379,7 +390,7 @@ impl Printer {
                 Ok(mut json) => {
                     // The program's own texts are shorter.
                     bound(&mut json, MOST_SHOWN);
-                    output::line(&timed(json, SystemTime::now()).to_string());
+                    self.event(json);
                 }
                 Err(error) => tracing::error!(%error, "an event does not serialize"),
             }
@@ -403,18 +414,26 @@ impl Printer {
             for field in ["reason", "message"] {
                 json.get_mut(field).into_iter().for_each(|text| bound(text, MOST_SHOWN));
             }
-            output::line(&timed(json, SystemTime::now()).to_string());
+            self.event(json);
         } else {
             output::line(&self.stamped(text));
         }
     }
 
-    fn stamped(&self, text: &str) -> String {
-        if self.times {
-            format!("{} {text}", humantime::format_rfc3339_seconds(in_range(SystemTime::now())))
-        } else {
-            text.to_owned()
+    /// One event for machines.
+    fn event(&self, json: Value) {
+        let mut event = timed(json, SystemTime::now());
+        if let (Value::Object(fields), Some(service)) = (&mut event, &self.service) {
+            fields.shift_insert(fields.len().min(2), "instance".to_owned(), json!(&**service));
         }
+        output::line(&event.to_string());
+    }
+
+    fn stamped(&self, text: &str) -> String {
+        let time =
+            self.times.then(|| format!("{} ", humantime::format_rfc3339_seconds(in_range(SystemTime::now()))));
+        let service = self.service.as_ref().map(|service| format!("[{service}] "));
+        format!("{}{}{text}", time.unwrap_or_default(), service.unwrap_or_default())
     }
 
     fn board(&self) -> MutexGuard<'_, Board> {
@@ -466,5 +485,6 @@ mod tests {
         assert_eq!(printer.stamped("text"), "text");
         let stamped = printer.with_times(true).stamped("text");
         assert!(stamped.ends_with("Z text") && stamped.len() == "2026-09-21T14:13:20Z text".len(), "{stamped}");
+        assert_eq!(Printer::new(false).named(Some("mutinynet")).stamped("text"), "[mutinynet] text");
     }
 }

@@ -7,6 +7,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+/// By how much a clock may be set back without consequence: it is corrected by so much in normal operation.
+pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
 /// Milliseconds since the Unix epoch.
 ///
 /// Arithmetic saturates: a deadline that cannot be represented is "never", not a panic.
@@ -63,6 +66,12 @@ impl Timestamp {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
+    /// Whether a wait that ends at `until` and lasts at most `most` is over: also when this is clearly before it can have begun. Then the
+    /// clock was wrong at its beginning, e.g. ahead after a start without a battery, and `until` may be days away.
+    pub fn is_over(self, until: Self, most: Duration) -> bool {
+        self >= until || self + most + CLOCK_TOLERANCE < until
+    }
+
     /// Whether two clocks agree as the wire format requires of signed requests (section 5): each time is rounded down
     /// to its second, and the two differ by at most the whole seconds of `skew`, inclusive.
     pub fn agrees_with(self, other: Self, skew: Duration) -> bool {
@@ -103,5 +112,12 @@ mod tests {
             assert_eq!(Timestamp::from_secs(secs).to_date().as_deref(), Some(date));
         }
         assert_eq!(Timestamp::NEVER.to_date(), None);
+    }
+
+    #[test]
+    fn a_wait_is_over_at_its_end_and_before_its_beginning() {
+        let (until, most) = (Timestamp::from_secs(1_000), Duration::from_secs(300));
+        let is_over = |now| Timestamp::from_secs(now).is_over(until, most);
+        assert_eq!([0, 639, 640, 700, 999, 1_000].map(is_over), [true, true, false, false, false, true]);
     }
 }

@@ -6,7 +6,11 @@ use clap::{Args, Subcommand};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use serde_json::{Value, json};
 
-use super::{beacon::BeaconText, fail};
+use super::{
+    beacon::BeaconText,
+    fail,
+    service_entry::{self, ServiceEntryArgs},
+};
 use crate::{
     controller,
     keyfile::{self, KeyFile, KeyFileError, LaterKey, Protection},
@@ -25,6 +29,8 @@ enum IdentityCommand {
     New(NewArgs),
     /// Show the identity in a file; the secret is never shown
     Show(ShowArgs),
+    /// Print the entry of a DID document by which others find the Aggregation Service, or read such entries
+    ServiceEntry(ServiceEntryArgs),
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +78,9 @@ pub(super) fn main(args: &IdentityArgs) -> ExitCode {
     let outcome = match &args.command {
         IdentityCommand::New(args) => new(args),
         IdentityCommand::Show(args) => show(args),
+        IdentityCommand::ServiceEntry(args) => {
+            return service_entry::main(args).map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
+        }
     };
     outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
 }

@@ -21,6 +21,7 @@ mod relay;
 mod resolve;
 mod resolver;
 mod serve;
+mod service_entry;
 mod sidecar;
 mod singleton;
 mod state;

@@ -54,11 +54,13 @@ pub(super) const PAGES: &[Page] = &[
         read("admissions", "/admissions"),
         read("settings", "/settings"),
         read("coins", "/coins").optional(),
+        read("ended", "/ended"),
     ]),
     page("/cohorts", "cohorts", &[
         read("cohorts", "/cohorts"),
         paged("ended", "/ended", &["limit"]),
         read("templates", "/templates"),
+        read("coins", "/coins").optional(),
     ]),
     page("/cohorts/{cohortId}", "cohort", &[
         read("cohort", "/cohorts/{cohortId}"),
@@ -76,14 +78,16 @@ pub(super) const PAGES: &[Page] = &[
         read("coins", "/coins").optional(),
     ]),
     page("/templates", "templates", &[read("templates", "/templates")]),
-    page("/templates/new", "template-new", &[read("templates", "/templates")]),
-    page("/templates/{name}", "template", &[read("template", "/templates/{name}")]),
-    page("/invites", "invites", &[read("invites", "/invites"), read("settings", "/settings")]),
-    page("/admissions", "admissions", &[
-        read("admissions", "/admissions"),
-        read("allowed", "/allow-list"),
-        read("settings", "/settings"),
+    page("/templates/new", "template-form", &[read("templates", "/templates")]),
+    page("/templates/{name}", "template", &[
+        read("template", "/templates/{name}"),
+        read("cohorts", "/cohorts"),
+        read("standing", "/standing"),
     ]),
+    page("/templates/{name}/edit", "template-form", &[read("template", "/templates/{name}")]),
+    page("/invites", "invites", &[read("invites", "/invites"), read("settings", "/settings")]),
+    page("/admissions", "admissions", &[read("admissions", "/admissions"), read("settings", "/settings")]),
+    page("/allow-list", "allow-list", &[read("allowed", "/allow-list"), read("settings", "/settings")]),
     page("/bans", "bans", &[paged("bans", "/bans", &["after"])]),
     page("/bans/{subject}", "ban", &[read("ban", "/bans/{subject}")]),
     page("/coins", "coins", &[read("coins", "/coins")]),
@@ -138,7 +142,7 @@ mod tests {
     fn a_path_finds_its_page() {
         let of = |path: &str| find(path).map(|found| (found.page.template, found.params));
         assert_eq!(of("/"), Some(("overview", vec![])));
-        assert_eq!(of("/templates/new").unwrap().0, "template-new");
+        assert_eq!(of("/templates/new").unwrap().0, "template-form");
         assert_eq!(of("/bans/2001%3Adb8%3A%3A%2F64"), Some(("ban", vec![("subject", "2001:db8::/64".to_owned())])));
         for none in ["", "/none", "/cohorts/", "/cohorts/a/b", "/bans/%ff"] {
             assert!(of(none).is_none(), "{none}");

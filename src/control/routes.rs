@@ -93,6 +93,8 @@ routes! {
     Viewer "GET" "/coins" coins::list;
     Viewer "GET" "/coins/{cohortId}" coins::show;
     Operator "POST" "/coins/{cohortId}/bump" coins::bump;
+    Operator "POST" "/coins/{cohortId}/hold" coins::hold;
+    Operator "POST" "/coins/{cohortId}/release" coins::release;
     Viewer "GET" "/settings" operator::settings;
     Admin "PATCH" "/settings" operator::change_settings;
     Admin "GET" "/tokens" operator::tokens;

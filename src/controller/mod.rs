@@ -6,17 +6,21 @@
 
 pub(crate) mod address_change;
 pub mod current;
+mod diff;
 mod genesis;
 pub mod keys;
 pub mod places;
 pub mod prepared;
+mod service_entry;
 pub mod standing;
 
+pub(crate) use self::diff::diff;
 pub use self::{
     current::{Current, CurrentError, Resolving},
     genesis::genesis_with,
     keys::{Keys, NotAuthorized},
     places::Place,
     prepared::UpdateFile,
+    service_entry::{SERVICE_TYPE, ServiceEntry},
     standing::{AnnouncementState, Settled, Settlement},
 };

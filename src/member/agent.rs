@@ -36,7 +36,7 @@ use crate::{
         runtime::Clock,
         standing::{SeatRequest, boards::BoardStore, notice::SeatNotice},
         state::State,
-        transport::contact::Contacts,
+        transport::contact::{ContactNotice, Contacts},
     },
     error::ProgramError,
     events::Printer,
@@ -95,9 +95,13 @@ pub(super) struct Life {
     pub(super) seeds: Vec<Seed>,
     notices: tokio::sync::broadcast::Receiver<Arc<SeatNotice>>,
     contacts: Contacts,
+    /// What they report from the first attempt on, before anything is printed.
+    reached: tokio::sync::broadcast::Receiver<ContactNotice>,
     backups: Option<Arc<Backups>>,
     /// The tasks beside the loop, which end with it.
     tasks: Vec<actix_rt::task::JoinHandle<()>>,
+    #[cfg(unix)]
+    page: Option<super::console::Serving>,
     declined: BTreeSet<(Did, String)>,
     restored: bool,
 }
@@ -141,6 +145,7 @@ impl Life {
         let notices = Notices::new(NOTICES);
         let receiver = notices.subscribe();
         let contacts = Contacts::default();
+        let reached = contacts.subscribe();
         let parts = Parts {
             storage,
             chain,
@@ -181,8 +186,11 @@ impl Life {
             seeds,
             notices: receiver,
             contacts,
+            reached,
             backups,
             tasks: Vec::new(),
+            #[cfg(unix)]
+            page: None,
             declined: BTreeSet::new(),
             restored,
         })
@@ -207,7 +215,9 @@ impl Life {
             End::Refused(ProgramError::Io { what: format!("the control socket {}", path.display()), error })
         })?;
         let keeping = self.keep_data();
-        let backend = Rc::new(super::desk::Desk {
+        let page = self.config.console.as_deref().map(|address| super::console::bind(address, &self.config));
+        let page = page.transpose()?;
+        let backend: Rc<dyn super::control::server::Backend> = Rc::new(super::desk::Desk {
             reporter: self.reporter.clone(),
             state: self.state.clone(),
             queue: Arc::clone(&self.queue),
@@ -219,8 +229,16 @@ impl Life {
             seeds: self.seeds.clone(),
             directory: self.config.state.clone(),
             network: self.config.network,
+            checking: super::details::Checking::of(&self.config),
+            backups: self.backups.clone(),
+            access: page.as_ref().map(super::console::Bound::access),
             wake,
         });
+        if let Some(page) = page {
+            let (serving, answering) = page.open(Rc::clone(&backend), &self.reporter);
+            self.page = Some(serving);
+            self.tasks.push(actix_rt::spawn(answering));
+        }
         self.tasks.push(actix_rt::spawn(control.serve(backend)));
         Ok(path.display().to_string())
     }
@@ -237,7 +255,8 @@ impl Life {
             Ok(socket) => socket,
             Err(end) => return end,
         };
-        let reporting = self.reporter.printer().clone().follow(self.contacts.subscribe());
+        let reached = std::mem::replace(&mut self.reached, self.contacts.subscribe());
+        let reporting = self.reporter.printer().clone().follow(reached);
         self.watch_services();
         if let Some(backups) = self.backups.clone() {
             self.tasks.push(actix_rt::spawn(async move { backups.follow().await }));
@@ -460,6 +479,10 @@ impl Life {
     }
 
     async fn stop(self) {
+        #[cfg(unix)]
+        if let Some(page) = self.page {
+            page.stop().await;
+        }
         self.tasks.iter().for_each(actix_rt::task::JoinHandle::abort);
         for task in self.tasks {
             // It was aborted: what it holds is gone now, the control socket too.

@@ -89,6 +89,8 @@ pub struct MemberConfig {
     pub backup: Option<BackupSettings>,
     /// The configuration file and the files of seeds, for backups.
     pub files: Vec<PathBuf>,
+    /// The address of the page for a browser, if there is one.
+    pub console: Option<String>,
     /// Whether to print JSON.
     pub json: bool,
     /// Whether lines for people start with the time.

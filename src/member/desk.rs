@@ -9,9 +9,11 @@ use tokio::sync::mpsc;
 use super::{
     agent::Wake,
     approval::Approvals,
-    backup,
+    backup::{self, ContinuousBackups},
+    console::Access,
     control::{MOST_LOG, Request, costs_of, counts, server::Backend, shown},
     data::{self, Keeping},
+    details::{self, Checking},
     leaving::{self, Exits},
     minting::{self, Order},
     queue::{Queue, QueueError},
@@ -39,6 +41,10 @@ pub(super) struct Desk {
     pub(super) seeds: Vec<Seed>,
     pub(super) directory: PathBuf,
     pub(super) network: Network,
+    pub(super) checking: Checking,
+    pub(super) backups: Option<Arc<ContinuousBackups>>,
+    /// How browsers log in, if there is a page.
+    pub(super) access: Option<Access>,
     pub(super) wake: mpsc::Sender<Wake>,
 }
 
@@ -163,6 +169,21 @@ impl Backend for Desk {
                 let report = costs_of(&self.state, wallet).await.map_err(|error| error.to_string())?;
                 serde_json::to_value(report).map_err(|error| error.to_string())
             }
+            Request::Show { id } => details::update(&self.seeds, &self.queue, id).await,
+            Request::Document { did } => details::document(&self.seeds, &did).await,
+            Request::Check { did } => details::check(&self.seeds, &self.checking, &did).await,
+            Request::Backup => match &self.backups {
+                Some(backups) => backups.write().await.map(|file| json!({ "file": file })),
+                None => {
+                    let problem =
+                        "the agent's file has no [backup]: add it, or use `vault backup FILE --state DIR`";
+                    Err(problem.to_owned())
+                }
+            },
+            Request::ConsoleUrl => match &self.access {
+                Some(access) => Ok(json!({ "url": *access.address() })),
+                None => Err("the agent was started without --console".to_owned()),
+            },
             Request::BackupMade { at } => {
                 backup::record(&self.state, at).await.map_err(|error| error.to_string())?;
                 Ok(json!({}))

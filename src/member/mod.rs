@@ -15,10 +15,15 @@ mod agent;
 pub mod approval;
 pub mod backup;
 mod config;
+#[cfg(unix)]
+mod console;
 pub mod control;
 pub mod data;
 #[cfg(unix)]
 mod desk;
+#[cfg(unix)]
+mod details;
+mod explained;
 pub mod health;
 mod identities;
 pub mod leaving;
@@ -39,6 +44,7 @@ pub mod silence;
 mod source;
 mod tally;
 
+pub use self::explained::Explained;
 pub use self::{
     config::{BackupSettings, MINTED, MemberConfig, ROLE, SIDECARS, SeatSettings, ServiceSettings},
     control::{OfflineError, offline},

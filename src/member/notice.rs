@@ -23,6 +23,11 @@ pub enum MemberNotice {
         /// The control socket.
         socket: String,
     },
+    /// Its page for a browser is served.
+    ConsoleOpened {
+        /// Where, without the secret by which one logs in.
+        url: String,
+    },
     /// It cannot go on now, and starts again by itself.
     MemberInterrupted {
         /// Why.
@@ -147,6 +152,9 @@ impl MemberNotice {
                 format!(
                     "READY: {seats} seat seeds, {dids} DIDs, {open} updates in the queue; control socket {socket}"
                 )
+            }
+            Self::ConsoleOpened { url } => {
+                format!("the page is at {url}; `member console-url` prints an address by which one logs in")
             }
             Self::MemberInterrupted { problem, retry_seconds } => {
                 format!("error: {problem}; starting again in {retry_seconds} s")

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::explained::Explained;
 use crate::protocol::{
     cohort::standing::{StandingBeacon, StandingPolicy, StandingTerms},
     did::Did,
@@ -170,6 +171,9 @@ pub struct SignRequest {
     /// The address of the successor to which it pays its change, for a move.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moves_to: Option<String>,
+    /// The transaction in parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transaction: Option<Explained>,
 }
 
 /// A move to a successor, as the one who is asked for a decision gets it.
@@ -381,6 +385,7 @@ mod tests {
             updates,
             signed_today,
             moves_to: None,
+            transaction: None,
         };
         let policy = |sign| Policy { sign, most_announcements_per_day: Some(2), ..Policy::default() };
         let (none, own) = (Vec::new(), vec![json!({})]);

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::{
     approval::{Approvals, Question},
+    explained::Explained,
     leaving::Exits,
     policy::{MoveRequest, Offer, Policy, SignRequest, Verdict},
     report::Reporter,
@@ -130,6 +131,7 @@ impl SeatAgent {
             operator_outputs: outputs.map(|output| output.value.to_sat()).collect(),
             updates: own.collect(),
             signed_today: self.tally.signed_today(&seat.cohort_id),
+            transaction: Some(Explained::of(board, change, seat.terms.network)),
             moves_to: moves_to.clone(),
         }
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use serde::Serialize;
 
 use super::{desk::Desk, funds::Funds, switches::Switches};
 use crate::{
@@ -27,10 +28,36 @@ use crate::{
 
 /// The admission rules of the operator. Clones share their state.
 #[derive(Clone)]
-pub(super) struct AdmissionRules {
+pub(crate) struct AdmissionRules {
     rules: Arc<Rules>,
     /// `None` until the chain is connected.
     funds: Option<Funds>,
+}
+
+/// What the rules are, for people who want to join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Admission {
+    /// Whether every DID is admitted.
+    pub(crate) everyone: bool,
+    /// Whether DIDs that the operator has listed are admitted.
+    pub(crate) list: bool,
+    /// Whether invites admit.
+    pub(crate) invites: bool,
+    /// The amount at its initial beacon addresses by which a KEY DID is admitted, in satoshi.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) least_funds: Option<u64>,
+    /// Whether the operator decides about each candidate.
+    pub(crate) by_operator: bool,
+    /// Whether a participant must prove that it has its signing key.
+    pub(crate) proven_keys_only: bool,
+}
+
+impl Admission {
+    /// Whether only DIDs are admitted that the operator has chosen before.
+    pub(crate) const fn is_restricted(&self) -> bool {
+        !self.everyone && self.least_funds.is_none()
+    }
 }
 
 struct Rules {
@@ -75,6 +102,20 @@ impl AdmissionRules {
     /// The same rules, which also admit by `funds`.
     pub(super) fn or_funded(self, funds: Option<Funds>) -> Self {
         Self { funds, ..self }
+    }
+
+    /// The rules, for everyone: what an applicant learns from its refusal too.
+    pub(super) fn describe(&self) -> Admission {
+        let (list, invites) = (self.has_list(), self.invites().is_some());
+        let values = self.rules.switches.values();
+        Admission {
+            everyone: !list && !invites && self.funds.is_none(),
+            list,
+            invites,
+            least_funds: self.funds.as_ref().map(|funds| funds.minimum().to_sat()),
+            by_operator: values.manual_admission,
+            proven_keys_only: values.proven_keys_only,
+        }
     }
 
     /// Reads the list again, whether or not its stamp has changed. Returns the path of the file, if there is one.

@@ -7,6 +7,7 @@ use ::bitcoin::Amount;
 use super::{
     alarm::OnAlarm,
     operator::Coins,
+    public::PageSettings,
     switches::Values,
     terms::{RoundTerms, StandingConfig, Terms},
     tls::Tls,
@@ -27,6 +28,8 @@ use crate::{
 
 /// The configuration of a service.
 pub struct ServeConfig {
+    /// Its name among the services of one process, which is in all that it prints.
+    pub name: Option<String>,
     /// The identity of the service.
     pub identity: Identity,
     /// The network of its cohorts.
@@ -90,6 +93,12 @@ pub struct ServeConfig {
     pub standing: Option<StandingConfig>,
     /// The control API, if there is one.
     pub control: Option<ControlConfig>,
+    /// Whether the directory of cohorts and announcements is served to everyone.
+    pub directory: bool,
+    /// The page of the directory for people, if there is one.
+    pub public_page: Option<PageSettings>,
+    /// The URL by which everyone reaches the service, without a slash at its end. Without it, that of the socket.
+    pub public_url: Option<String>,
 }
 
 impl ServeConfig {
@@ -97,6 +106,7 @@ impl ServeConfig {
     pub fn new(identity: Identity, network: Network) -> Self {
         let recovery_key = identity.public_key().x_only();
         Self {
+            name: None,
             identity,
             network,
             listen: Some("127.0.0.1:8080".to_owned()),
@@ -128,6 +138,9 @@ impl ServeConfig {
             max_live: 256,
             standing: None,
             control: None,
+            directory: false,
+            public_page: None,
+            public_url: None,
         }
     }
 

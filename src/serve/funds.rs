@@ -71,6 +71,11 @@ pub(super) enum NotFunded {
 }
 
 impl Funds {
+    /// The amount.
+    pub(super) fn minimum(&self) -> Amount {
+        self.minimum
+    }
+
     /// Admits DIDs that have at least `minimum` on `chain`. Must be called within a runtime: it spawns the task that
     /// queries the chain.
     pub(super) fn new(minimum: Amount, chain: Arc<dyn Chain>, clock: Clock) -> Self {

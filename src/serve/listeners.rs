@@ -1,9 +1,10 @@
 //! The listeners of a service: a web server, relays, or both.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
     ServeConfig,
+    public::{About, Origins, Public, PublicSite},
     tls::Loaded,
     web::{self, Opening, Running},
 };
@@ -37,6 +38,8 @@ pub(super) struct Listeners {
     pub(super) tls: Option<Loaded>,
     /// The transport over relays, which reports how many are connected.
     pub(super) nostr: Option<NostrTransport>,
+    /// What is shown to everyone, if something is.
+    public: Option<Public>,
     web: Option<Web>,
     embedded: Option<EmbeddedRelay>,
 }
@@ -60,6 +63,7 @@ impl Listeners {
     ) -> Result<Self, ProgramError> {
         let mut transports: Vec<Arc<dyn Transport>> = Vec::new();
         let (mut url, mut opened, mut relays, mut embedded, mut over_relays) = (None, None, Vec::new(), None, None);
+        let mut public = None;
         let tls = config.tls.as_ref().map(Loaded::new).transpose()?;
         if let Some(listening) = &config.listen {
             if config.limits.update_bytes > config.http.max_body {
@@ -74,9 +78,15 @@ impl Listeners {
             parts.vitals = vitals.clone();
             storage.configure_server(&mut parts, clock).await?;
             let server = HttpServer::start(parts);
-            let (address, open) = web::bind(tls.as_ref(), listening, &server)?;
+            let shown = config.directory.then(|| Public::new(server.clone(), config.public_page.clone()));
+            let site = PublicSite { server: server.clone(), public: shown.clone() };
+            let (address, open) = web::bind(tls.as_ref(), listening, &site)?;
             let scheme = if tls.is_some() { "https" } else { "http" };
             url = Some(format!("{scheme}://{address}"));
+            public = match shown {
+                Some(shown) => Some((shown, public_url(config, scheme, address)?)),
+                None => None,
+            };
             sources.http(server.clone());
             transports.push(Arc::new(server.clone()));
             opened = Some(Web::Closed { server, open });
@@ -111,13 +121,25 @@ impl Listeners {
                 ProgramError::Usage("nothing to serve over: neither an address to listen on nor a relay".to_owned())
             })?),
         };
-        Ok(Self { transport, url, relays, tls, nostr: over_relays, web: opened, embedded })
+        let public = public.map(|(public, url): (Public, String)| {
+            let (did, relays) = (config.identity.did().clone(), relays.clone());
+            public.introduce(About { did, network: config.network, url, relays });
+            public
+        });
+        Ok(Self { transport, url, relays, tls, nostr: over_relays, public, web: opened, embedded })
     }
 
     /// Serves what standing cohorts have announced, if there is a web server.
     pub(super) fn serve_history(&self, history: Arc<dyn History>) {
         if let Some(Web::Closed { server, .. } | Web::Open { server, .. }) = &self.web {
             server.serve_history(history);
+        }
+    }
+
+    /// Sets where it comes from what is shown to everyone.
+    pub(super) fn show(&self, origins: Origins) {
+        if let Some(public) = &self.public {
+            public.open(origins);
         }
     }
 
@@ -149,5 +171,16 @@ impl Listeners {
         if let Some(relay) = self.embedded {
             relay.shutdown().await;
         }
+    }
+}
+
+/// The URL by which everyone reaches the service.
+fn public_url(config: &ServeConfig, scheme: &str, bound: SocketAddr) -> Result<String, ProgramError> {
+    match &config.public_url {
+        Some(url) => Ok(url.clone()),
+        None if bound.ip().is_unspecified() => Err(ProgramError::Usage(format!(
+            "--directory and --public-page need --public-url URL here: {bound} is every address of this machine, and they name one"
+        ))),
+        None => Ok(format!("{scheme}://{bound}")),
     }
 }

@@ -15,9 +15,11 @@ mod maturity;
 mod opening;
 mod operator;
 pub(crate) mod orders;
+mod public;
 pub(crate) mod register;
 mod results;
 mod rounds;
+mod several;
 mod standing;
 pub(crate) mod switches;
 pub mod terms;
@@ -36,6 +38,7 @@ use self::{
     maturity::MaturityWatch,
     operator::{Operator, Publisher},
     orders::{COMMAND_LINE, Series},
+    public::{Ledger, Origins},
     register::Register,
     rounds::{RoundParts, Rounds},
     switches::Switches,
@@ -44,6 +47,8 @@ pub use self::{
     alarm::{ALARMS, OnAlarm},
     config::ServeConfig,
     operator::{ChainConfig, Coins},
+    public::PageSettings,
+    several::run_all,
     terms::{RoundTerms, StandingConfig},
     tls::Tls,
 };
@@ -56,7 +61,10 @@ use crate::{
         runtime::Clock,
         seats::Seats,
         supervision::Vitals,
-        transport::{contact::Contacts, http::Cors},
+        transport::{
+            contact::Contacts,
+            http::{Cors, history::History},
+        },
     },
     console::Console,
     control::{About, Control, Parts, Settings, Stores, TemplateBook},
@@ -111,7 +119,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     if let Some(control) = &config.control {
         control.address(config.tls.is_some())?;
     }
-    let printer = Printer::new(config.json).with_times(config.times);
+    let printer = Printer::new(config.json).with_times(config.times).named(config.name.as_deref());
     if let Some(directory) = &config.out {
         std::fs::create_dir_all(directory)
             .map_err(|error| ProgramError::Io { what: directory.display().to_string(), error })?;
@@ -147,6 +155,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let of_admission = (switches.clone(), desk.clone());
     let admission =
         AdmissionRules::new(config.allow_list.as_deref(), invites.clone(), of_admission, clock, printer.clone())?;
+    let ledger = Ledger::open(storage.state()).await?;
     let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
     let metrics_server = match &config.metrics_listen {
         Some(address) => {
@@ -208,24 +217,35 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         Operator::Chain(operator) => Some(Arc::clone(&operator.announcements().settings().chain)),
         Operator::Offline => None,
     };
+    let mut history: Option<Arc<dyn History>> = None;
     let standing = match config.standing.is_some() || config.control.is_some() {
         true => {
             let chain = chain_of(&operator);
             let (settings, operator) = standing::settings(&config, &storage, chain, admission.clone()).await?;
-            listeners.serve_history(Arc::new(settings.served_history()));
+            history = Some(Arc::new(settings.served_history()));
             Some((settings, operator))
         }
         false => None,
     };
+    if let Some(history) = &history {
+        listeners.serve_history(Arc::clone(history));
+    }
     let builder = match &standing {
         Some((settings, _)) => builder.standing(settings.clone()),
         None => builder,
     };
     // Before the start, so that none is missed.
     let subscribe = |settings: &crate::actors::standing::StandingSettings| settings.notices.subscribe();
-    let allow_list = config.allow_list.clone();
+    let (allow_list, config_url) = (config.allow_list.clone(), config.public_url.clone());
     let standing_notices = standing.as_ref().map(|(settings, _)| (subscribe(settings), subscribe(settings)));
     let service = builder.start().await.map_err(|error| ProgramError::Internal(error.to_string()))?;
+    listeners.show(Origins {
+        service: service.clone(),
+        announcements: operator.announcements().cloned(),
+        history,
+        ledger: ledger.clone(),
+        admission: admission.clone(),
+    });
     listeners.open();
     readiness.set(true);
     printer.serving(config.identity.did(), listeners.url.as_deref(), &listeners.relays, config.network);
@@ -275,7 +295,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         of_rounds = Some((register.clone(), ordered));
         let about = About {
             network: service.did().network(),
-            url: listeners.url.clone(),
+            url: config_url.or_else(|| listeners.url.clone()),
             relays: listeners.relays.clone(),
             allow_list: allow_list.map(|path| path.display().to_string()),
             page: None,
@@ -326,6 +346,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         alarms,
         switches,
         control: of_rounds,
+        ledger,
     })?;
     // Behind the rounds, which take the service's events from its start on.
     let control = match (control, notices_of_feed) {

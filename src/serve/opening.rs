@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{
     actors::service::{OpenCohort, OpenCohortError},
-    bitcoin::announcement::Input,
     error::ProgramError,
     protocol::{
         cohort::{
@@ -160,20 +159,19 @@ impl Rounds {
                 let _ = done.send(Ok(()));
             }
             Order::Wake => {}
-            Order::Bump { cohort_id, rate, done } => {
+            Order::Announcement { cohort_id, input, done } => {
                 let Operator::Chain(operator) = &self.operator else {
                     let _ = done.send(Err("there is no chain (--chain offline)".to_owned()));
                     return;
                 };
                 let announcements = operator.announcements().clone();
                 self.spawn(async move {
-                    let bumped = announcements.feed(&cohort_id, None, Input::Bump { rate }).await;
-                    let bumped = match bumped {
+                    let obeyed = match announcements.feed(&cohort_id, None, *input).await {
                         Ok(Ok(())) => Ok(()),
                         Ok(Err(reject)) => Err(reject.detail),
                         Err(error) => Err(error.to_string()),
                     };
-                    let _ = done.send(bumped);
+                    let _ = done.send(obeyed);
                 });
             }
         }

@@ -1,10 +1,9 @@
 //! What the operator orders while the service runs, for the loop that opens cohorts; and the series of cohorts that it opens by itself.
 
-use ::bitcoin::FeeRate;
 use tokio::sync::oneshot;
 
 use super::terms::RoundTerms;
-use crate::protocol::id::CohortId;
+use crate::{bitcoin::announcement::Input, protocol::id::CohortId};
 
 /// The series that the command line describes.
 pub(crate) const COMMAND_LINE: &str = "serve";
@@ -45,6 +44,6 @@ pub(crate) enum Order {
     Drop { name: String, done: Done<()> },
     /// Settings have changed: open what may be opened now.
     Wake,
-    /// Bump the announcement of a cohort, to this rate or half more than now.
-    Bump { cohort_id: CohortId, rate: Option<FeeRate>, done: Done<()> },
+    /// Bump the announcement of a cohort, hold it back, or release it.
+    Announcement { cohort_id: CohortId, input: Box<Input>, done: Done<()> },
 }

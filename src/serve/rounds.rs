@@ -16,6 +16,7 @@ use super::{
     opening::{Running, next_order},
     operator::Operator,
     orders::{Order, Series},
+    public::Ledger,
     register::Register,
     results::CohortReport,
     switches::Switches,
@@ -25,6 +26,7 @@ use crate::{
         events::{Cursor, Event, Events},
         handle::Service,
         notice::ServiceNotice,
+        runtime::Clock,
     },
     bitcoin::{notice::AnnouncementNotice, recovery::CohortFile},
     cost::OUTCOME_FILE,
@@ -55,6 +57,8 @@ pub(super) struct Rounds {
     pub(super) switches: Switches,
     /// With a control API: what it records of cohorts, and the operator's orders.
     pub(super) control: Option<(Register, mpsc::Receiver<Order>)>,
+    /// Where announcements that are final are recorded.
+    pub(super) ledger: Ledger,
     /// The cohorts of the command line that count. A re-formed cohort counts instead of its predecessor.
     pub(super) counted: BTreeSet<CohortId>,
     /// The cohorts that still admit members, with their series.
@@ -86,12 +90,14 @@ pub(super) struct RoundParts {
     pub(super) alarms: Alarms,
     pub(super) switches: Switches,
     pub(super) control: Option<(Register, mpsc::Receiver<Order>)>,
+    pub(super) ledger: Ledger,
 }
 
 impl Rounds {
     /// Takes the events of the service from its start on.
     pub(super) fn new(parts: RoundParts) -> Result<Self, ProgramError> {
-        let RoundParts { config, series, service, operator, storage, printer, alarms, switches, control } = parts;
+        let RoundParts { config, series, service, operator, storage, printer, alarms, switches, control, ledger } =
+            parts;
         let events = service.events();
         let running = |(name, series): (String, Series)| Ok((name, Running::new(series)?));
         let series = series.into_iter().map(running).collect::<Result<_, String>>().map_err(ProgramError::Usage)?;
@@ -106,6 +112,7 @@ impl Rounds {
             alarms,
             switches,
             control,
+            ledger,
             counted: BTreeSet::new(),
             enrolling: BTreeMap::new(),
             live: BTreeSet::new(),
@@ -236,8 +243,13 @@ impl Rounds {
             });
         }
         if let Operator::Chain(operator) = &self.operator {
-            let acks = operator.announcements().acks();
+            let (announcements, acks) = (operator.announcements().clone(), operator.announcements().acks());
+            let (ledger, network) = (self.ledger.clone(), self.config.network);
             self.spawn(async move {
+                if let Err(error) = ledger.record(&step, &announcements, network, Clock::system()).await {
+                    tracing::error!(%error, "the end of an announcement is not recorded, and will be reported again");
+                    return;
+                }
                 if let Err(error) = acks.ack(&cursor).await {
                     tracing::error!(%error, "the end of an announcement will be reported again");
                 }

@@ -26,6 +26,8 @@ in_memory! {
     a_chain_out_of_reach_is_said_once
     a_chain_that_stands_still_is_said
     nothing_is_handed_in_while_a_block_has_another_spend
+    what_is_held_back_is_broadcast_when_it_is_released
+    a_spend_that_no_member_approved_ends_a_hold
     what_was_prepared_or_signed_is_not_foreign
     a_cohort_that_fails_is_given_up
     what_does_not_fit_is_refused
@@ -61,6 +63,50 @@ async fn ends(world: &World, acknowledge: bool) -> Vec<&'static str> {
         }
     }
     ends
+}
+
+/// A transaction that is signed while it is held back.
+async fn held(world: &mut World) -> Txid {
+    world.deposit(50_000).await;
+    world.mine(1).await;
+    let (transaction, value) = world.prepare().await;
+    let txid = transaction.compute_txid();
+    world.feed(Input::Hold { held: true }).await;
+    world.feed(Input::Signed { transaction, value }).await;
+    txid
+}
+
+async fn what_is_held_back_is_broadcast_when_it_is_released(mut world: World) -> World {
+    let txid = held(&mut world).await;
+    pass(world.rules.rebroadcast * 2).await;
+    // Blocks pass, so that it would be bumped.
+    world.mine(20).await;
+    world.restart().await;
+    world.poll().await;
+    assert!(world.watch.announcement().is_held());
+    assert_eq!(world.blocks.mempool().await, []);
+    assert_eq!([world.count("announcement-bumped"), world.count("announcement-rebroadcast")], [0, 0]);
+    world.feed(Input::Hold { held: false }).await;
+    world.poll().await;
+    assert_eq!(world.blocks.mempool().await, [txid]);
+    let late = world.watch.feed(Input::Hold { held: true }).await.unwrap().unwrap_err();
+    assert!(late.detail.contains("broadcast"), "{late}");
+    world.mine(world.rules.confirmations).await;
+    assert!(world.is_final());
+    assert!(world.watch.feed(Input::Hold { held: true }).await.unwrap().is_err());
+    world
+}
+
+async fn a_spend_that_no_member_approved_ends_a_hold(mut world: World) -> World {
+    let txid = held(&mut world).await;
+    let (foreign, _) = behind_our_back(&world);
+    world.blocks.chain().submit(&foreign).await.unwrap();
+    world.poll().await;
+    world.poll().await;
+    assert!(!world.watch.announcement().is_held());
+    assert_eq!(world.count("announcement-released"), 1);
+    assert!(world.announcing().txid == txid && world.count("foreign-spend") == 1);
+    world
 }
 
 async fn an_end_is_delivered_at_each_start_until_it_is_acknowledged(mut world: World) -> World {

@@ -64,7 +64,8 @@ fn the_page_names_every_kind_and_its_fields() {
     for (name, definition) in events::definitions() {
         let (kind, meaning) = (name.split('.').nth(1).unwrap(), definition["description"].as_str().unwrap());
         let fields = definition["properties"].as_object().unwrap().keys();
-        let fields: Vec<_> = fields.filter(|field| !matches!(field.as_str(), "event" | "time")).collect();
+        let fields: Vec<_> =
+            fields.filter(|field| !matches!(field.as_str(), "event" | "time" | "instance")).collect();
         // Kinds of two programs may have the same meaning, and different fields.
         let mut rows = page.lines().filter_map(|line| line.strip_prefix(&format!("| `{kind}` | {meaning} |")));
         let documents = |row: &str| {

@@ -36,6 +36,7 @@ mod cost;
 mod crash_participant;
 mod crash_service;
 mod demo;
+mod directory;
 mod docs;
 mod event_docs;
 mod examples;
@@ -53,6 +54,8 @@ mod life;
 mod logs;
 #[cfg(unix)]
 mod member_backup;
+#[cfg(unix)]
+mod member_console;
 mod member_costs;
 #[cfg(unix)]
 mod member_drills;
@@ -82,6 +85,7 @@ mod resolver_serve;
 mod restart_processes;
 mod secrets;
 mod serve_health;
+mod several;
 mod sighup;
 mod silence;
 mod singleton_chain;

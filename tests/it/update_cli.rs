@@ -5,7 +5,7 @@ use std::fs;
 use crate::{
     bitcoind_support::beacon::Beacon,
     resolve_cli::{World, ran},
-    support::{Run, contains, copy, did_of, path, run, run_with},
+    support::{Run, Service, contains, copy, did_of, identity, path, run, run_with},
 };
 use bitcoin::{Address, ScriptBuf, Transaction, consensus::encode::deserialize_hex};
 use btcr2_aggregation::{
@@ -345,4 +345,56 @@ async fn a_session_that_cannot_be_read_stops_what_signs() {
         .await
         .succeeded();
     alice.update(&change).await;
+}
+
+#[actix_rt::test]
+async fn a_service_is_found_by_the_entry_in_its_document() {
+    let Some(mut operator) = Controller::new("service-entry", &[]).await else { return };
+    let directory = operator.world.directory.clone();
+    copy(&operator.identity, &path(&directory, "service"));
+    let service = Service::once(&directory, 1, &[]);
+    assert_eq!(service.did, operator.did);
+    let entry = ["identity", "service-entry", &operator.identity, "--url", &service.url];
+    let printed = run(&[&entry[..], &["--relay", "wss://relay.example"]].concat()).succeeded();
+    let entry: Value = serde_json::from_str(&printed.stdout).unwrap();
+    let endpoint = json!({ "uri": service.url, "relays": ["wss://relay.example"] });
+    assert_eq!(
+        entry,
+        json!({
+            "id": format!("{}#aggregation", operator.did), "type": "Btcr2AggregationService", "serviceEndpoint": endpoint,
+        })
+    );
+    // The printed command, with the ends that this test's world has.
+    let (endpoint, kind) = (endpoint.to_string(), "Btcr2AggregationService");
+    let adds = ["add-service", "aggregation", "--type", kind, "--endpoint", &endpoint];
+    contains(&printed.stderr, &[&format!("add-service aggregation --type {kind} --endpoint '{endpoint}'")]);
+    operator.step(&adds).await;
+    let document = operator.document(&["--state", &operator.state]).await;
+    assert!(document["service"].as_array().unwrap().contains(&entry), "{document:#}");
+    // A controller who knows the DID.
+    let file = operator.world.file("document", &document);
+    let read = run(&["identity", "service-entry", "--read", &file]).succeeded();
+    let expected = format!("--service {} --relay wss://relay.example --service-did {}", service.url, operator.did);
+    assert_eq!(read.stdout.trim(), expected);
+    let json = run(&["identity", "service-entry", "--read", &file, "--json"]).succeeded();
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!((&json["did"], &json["url"]), (&json!(operator.did), &json!(service.url)));
+    let member = identity(&directory, "member");
+    let found = ["--service-did", json["did"].as_str().unwrap(), "--decline"];
+    let joined = crate::support::join(json["url"].as_str().unwrap(), &member, &found);
+    assert_eq!(joined.end().0, Some(0));
+    // A document without it, and entries that are none.
+    let none = run(&[
+        "identity",
+        "service-entry",
+        "--read",
+        &operator.world.file("other", &json!({ "id": operator.did })),
+    ]);
+    contains(none.usage(), &["no usable service"]);
+    for wrong in
+        [["--url", "javascript:x"], ["--relay", "https://relay.example"], ["--url", "https://u:p@a.example"]]
+    {
+        let refused = run(&[&["identity", "service-entry", &operator.identity][..], &wrong].concat());
+        contains(refused.usage(), &[wrong[0], "expected"]);
+    }
 }

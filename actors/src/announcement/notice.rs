@@ -81,6 +81,10 @@ pub enum AnnouncementNotice {
         child_fee: Amount,
         fee_rate: f64,
     },
+    /// The operator holds the signed transaction back.
+    AnnouncementHeld { cohort_id: CohortId },
+    /// It is not held back any more: by the operator, or because another transaction would spend its coin.
+    AnnouncementReleased { cohort_id: CohortId },
     /// It is stuck, and cannot be bumped.
     AnnouncementStuck { cohort_id: CohortId, txid: Txid, reason: String },
     /// It is confirmed at this depth.
@@ -163,6 +167,8 @@ impl AnnouncementNotice {
             | Self::AnnouncementRefused { cohort_id, .. }
             | Self::AnnouncementRebroadcast { cohort_id, .. }
             | Self::AnnouncementBumped { cohort_id, .. }
+            | Self::AnnouncementHeld { cohort_id }
+            | Self::AnnouncementReleased { cohort_id }
             | Self::AnnouncementStuck { cohort_id, .. }
             | Self::AnnouncementConfirmed { cohort_id, .. }
             | Self::AnnouncementUnconfirmed { cohort_id, .. }
@@ -213,6 +219,12 @@ impl AnnouncementNotice {
             Self::AnnouncementRebroadcast { txid, .. } => format!("  {txid} is not in sight: broadcast again"),
             Self::AnnouncementBumped { txid, child, child_fee, fee_rate, .. } => {
                 format!("  {txid} is bumped to {fee_rate} sat/vB: {child} pays {}", sat(child_fee))
+            }
+            Self::AnnouncementHeld { cohort_id } => {
+                format!("cohort {cohort_id}: its transaction is held back until it is released")
+            }
+            Self::AnnouncementReleased { cohort_id } => {
+                format!("cohort {cohort_id}: its transaction is not held back any more")
             }
             Self::AnnouncementStuck { txid, reason, .. } => format!("  {txid} is stuck: {reason}"),
             Self::AnnouncementConfirmed { txid, block, depth, of, .. } => {
@@ -411,6 +423,8 @@ pub(super) fn of(
             let (reason, left) = (failure.to_string(), announcement.sight().unspent());
             N::AnnouncementFailed { cohort_id, failure: failure.clone(), reason, left }
         }
+        E::Held { held: true, .. } => N::AnnouncementHeld { cohort_id },
+        E::Held { held: false, .. } => N::AnnouncementReleased { cohort_id },
         E::Stalled { .. } => N::ChainStalled { cohort_id },
         E::TipSeen { .. }
         | E::SpendSeen { .. }

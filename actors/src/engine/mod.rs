@@ -248,10 +248,16 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
     }
 
     /// Starts a machine that was restored from its journal: pending effects are performed again, and a deadline that
-    /// has passed in the meantime expires at once.
+    /// has passed in the meantime expires at once. So does one that is too far away: the clock was set back in the meantime.
     fn resume(&mut self, ctx: &mut Context<Self>) {
-        let owed = self.engine().machine.resume();
-        self.engine().effects.extend(owed);
+        let engine = self.engine();
+        let owed = engine.machine.resume();
+        engine.effects.extend(owed);
+        let now = engine.clock.now();
+        if engine.machine.deadline().is_some_and(|deadline| deadline.since(now) > LONGEST_SLEEP) {
+            let due = self.due();
+            self.engine().waiting.push_back((due, Receipt::default()));
+        }
         self.work(ctx);
     }
 
@@ -433,15 +439,19 @@ pub(crate) trait Driven: Actor<Context = Context<Self>> + Sized {
             // A tick that had no effect is repeated after a while only: the machine waits for another input.
             let nap = if engine.ticked == Some(deadline) { LONGEST_SLEEP } else { engine.clock.nap(deadline) };
             let handle = ctx.run_later(nap, move |actor, ctx| {
-                actor.engine().timer = None;
-                if actor.engine().clock.now() < deadline {
-                    // The timer was capped, or the clock was set back. A tick that is too early would only repeat.
-                    actor.rearm(ctx);
-                } else {
-                    actor.engine().ticked = Some(deadline);
-                    let due = actor.due();
-                    actor.feed(due, ctx);
+                let engine = actor.engine();
+                engine.timer = None;
+                let is_early = engine.clock.now() < deadline;
+                if is_early && nap < LONGEST_SLEEP {
+                    // The clock was corrected. A tick that is too early would only repeat.
+                    return actor.rearm(ctx);
                 }
+                // One that is only capped ticks too: the deadline may be that of a clock that was far ahead, which the machine can see.
+                if !is_early {
+                    engine.ticked = Some(deadline);
+                }
+                let due = actor.due();
+                actor.feed(due, ctx);
             });
             self.engine().timer = Some((deadline, handle));
         }

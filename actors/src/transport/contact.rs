@@ -2,13 +2,13 @@
 //! themselves in any case; without the notifications an operator would watch a program that prints nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use btcr2_aggregation_protocol::text::shown_within;
+use btcr2_aggregation_protocol::{envelope::CLOCK_SKEW, text::shown_within, time::Timestamp};
 use serde::{Serialize, Serializer};
 use strum::VariantNames;
 use tokio::{
@@ -91,6 +91,18 @@ pub enum ContactNotice {
         /// The service's text.
         detail: String,
     },
+    /// Its clock and ours are so far apart that messages are refused. Which of them is wrong is not known.
+    ClocksDiffer {
+        /// Its address.
+        peer: String,
+        /// By how many seconds ours is ahead; negative when it is behind.
+        seconds: i64,
+    },
+    /// The clocks agree again.
+    ClocksAgree {
+        /// Its address.
+        peer: String,
+    },
     /// A relay's own text about something that has failed.
     RelaySays {
         /// Its address.
@@ -113,6 +125,17 @@ impl ContactNotice {
                 "warning: {peer} reports that our messages were read too slowly, or not for too long: {detail}. Is this machine, or \
                  its connection, too slow?"
             ),
+            Self::ClocksDiffer { peer, seconds } => {
+                let apart = Duration::from_secs(seconds.unsigned_abs());
+                let way = if *seconds < 0 { "behind" } else { "ahead of" };
+                format!(
+                    "warning: our clock is {} {way} that of {peer}, and messages are refused until they are at most {} s apart. Is the time \
+                     of this machine right (timedatectl)? Nothing is lost meanwhile",
+                    humantime::format_duration(apart),
+                    CLOCK_SKEW.as_secs()
+                )
+            }
+            Self::ClocksAgree { peer } => format!("our clock and that of {peer} agree again"),
             Self::RelaySays { peer, words } => format!("{peer} reports: {words}"),
         }
     }
@@ -127,6 +150,8 @@ struct Inner {
     /// The texts that peers have sent recently.
     words: Mutex<LogLimiter<(String, String)>>,
     notices: broadcast::Sender<ContactNotice>,
+    /// The peers whose clock differs from ours.
+    apart: Mutex<BTreeSet<String>>,
     /// Whether any peer has ever been reached.
     answered: watch::Sender<bool>,
 }
@@ -148,6 +173,7 @@ impl Default for Contacts {
             known: Mutex::default(),
             words: Mutex::new(LogLimiter::new(MOST_WORDS)),
             notices,
+            apart: Mutex::default(),
             answered: watch::Sender::new(false),
         }))
     }
@@ -236,6 +262,20 @@ impl Contacts {
         }
     }
 
+    /// A peer has sent what its clock shows, which is reported if that is another time than ours. Once, until they agree again.
+    pub(crate) fn has_time(&self, peer: &str, theirs: Timestamp, ours: Timestamp) {
+        let seconds = ours.as_secs().cast_signed().saturating_sub(theirs.as_secs().cast_signed());
+        let mut apart = self.0.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        let notice = if theirs.agrees_with(ours, CLOCK_SKEW) {
+            apart.remove(peer).then(|| ContactNotice::ClocksAgree { peer: peer.to_owned() })
+        } else {
+            apart.insert(peer.to_owned()).then(|| ContactNotice::ClocksDiffer { peer: peer.to_owned(), seconds })
+        };
+        drop(apart);
+        // There need not be a subscriber.
+        notice.map(|notice| self.0.notices.send(notice));
+    }
+
     /// An attempt succeeded.
     pub(crate) fn reached(&self, peer: &str, purpose: Purpose) {
         self.0.answered.send_replace(true);
@@ -321,6 +361,23 @@ mod tests {
             contacts.reached("wss://x", Purpose::Relay);
         }
         assert_eq!(received(&mut receiver).len(), 2);
+    }
+
+    #[test]
+    fn clocks_that_differ_are_reported_once_until_they_agree() {
+        let contacts = Contacts::default();
+        let mut receiver = contacts.subscribe();
+        let now = Timestamp::from_secs(1_000_000);
+        let mut at = |ours: Timestamp| {
+            contacts.has_time("https://x", now, ours);
+            received(&mut receiver)
+        };
+        assert!(at(now + CLOCK_SKEW).is_empty() && at(now - CLOCK_SKEW).is_empty());
+        let behind = at(now - Duration::from_secs(7_200));
+        assert!(matches!(&behind[..], [text] if text.contains("2h behind that of https://x")), "{behind:?}");
+        assert!(at(now - Duration::from_secs(7_300)).is_empty());
+        assert!(at(now)[0].contains("agree again") && at(now).is_empty());
+        assert!(at(now + Duration::from_secs(61))[0].contains("1m 1s ahead of"));
     }
 
     #[tokio::test(start_paused = true)]

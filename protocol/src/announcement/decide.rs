@@ -88,6 +88,7 @@ pub(super) fn decide(announcement: &Announcement, now: Timestamp, input: &Input)
             State::Announcing(_) | State::Final { .. } | State::Failed { .. } => {}
         },
         Input::Bump { rate } => deciding.bump_now(*rate)?,
+        Input::Hold { held } => deciding.hold(*held)?,
         Input::Tick => deciding.tick(),
     }
     Ok(deciding.facts)
@@ -144,6 +145,20 @@ impl Deciding {
         }
     }
 
+    /// Holds the signed transaction back, or releases it.
+    fn hold(&mut self, held: bool) -> Result<(), Reject> {
+        if self.next.has_ended() {
+            return Err(out_of_phase("a hold", &self.next.state));
+        }
+        if held && let (Some(_), _) = self.places() {
+            return Err(Reject::not_now("the transaction is broadcast: nothing can take it back"));
+        }
+        if self.next.held != held {
+            self.fact(E::Held { at: self.at, held });
+        }
+        Ok(())
+    }
+
     /// Raises an alarm once for each foreign spend. A spend by another announcement of the address is not foreign.
     fn raise_alarms(&mut self, known: &BTreeSet<Txid>) {
         let Announcement { sight, ours, siblings, alarms, .. } = &self.next;
@@ -152,6 +167,10 @@ impl Deciding {
             sight.spends.values().filter(|spend| !ours.contains(&spend.by) && !siblings.contains(&spend.by));
         let others: Vec<_> = others.filter(|spend| !alarmed(spend)).copied().collect();
         for spend in others {
+            if self.next.held && self.next.coin() == Some(spend.outpoint) {
+                // What the members approved must win.
+                self.fact(E::Held { at: self.at, held: false });
+            }
             self.fact(match known.contains(&spend.by) {
                 true => E::SiblingSpendSeen { at: self.at, spend },
                 false => E::ForeignSpendSeen { at: self.at, spend },
@@ -205,7 +224,7 @@ impl Deciding {
     /// Submits the announcement again if it is not in sight, or if its child was not accepted. Not if a block contains
     /// another transaction that spends its coin.
     fn submit_if_due(&mut self) {
-        let Some(announcing) = self.announcing() else { return };
+        let Some(announcing) = self.announcing().filter(|_| !self.next.held) else { return };
         if announcing.lacks_something(&self.next.sight) && announcing.submit_at <= self.at {
             self.fact(E::Rebroadcast { at: self.at });
         }
@@ -223,8 +242,9 @@ impl Deciding {
     /// Bumps an announcement that was not confirmed within the target. The blocks decide, not the estimate: if the
     /// estimate is not above the paid rate, the estimate was wrong.
     fn bump_if_stuck(&mut self, estimate: Option<FeeRate>, minimum: Option<FeeRate>) {
-        let Some(announcing) = self.announcing() else { return };
         let (ours, other) = self.places();
+        // One that is held back is not stuck, unless a member has broadcast it.
+        let Some(announcing) = self.announcing().filter(|_| !self.next.held || ours.is_some()) else { return };
         // A foreign spend that is not in a block yet is outbid: the transaction that the members approved must win.
         if [ours, other.map(|(_, place)| place)].iter().any(|place| matches!(place, Some(Place::Block(_)))) {
             return;

@@ -92,6 +92,8 @@ pub enum AnnouncementEvent {
     Confirmed { at: Timestamp, block: BlockId, depth: u32 },
     /// The block that confirmed the announcement was reorganized away.
     Unconfirmed { at: Timestamp, block: BlockId },
+    /// The host holds the signed transaction back, or releases it.
+    Held { at: Timestamp, held: bool },
     /// The chain does not grow.
     Stalled { at: Timestamp },
     /// The announcement reached its final depth.

@@ -143,6 +143,11 @@ pub enum Input {
         /// The rate to pay; half more than now if none is given.
         rate: Option<FeeRate>,
     },
+    /// The operator holds the signed transaction back, or releases it. Members have it too, and may broadcast it.
+    Hold {
+        /// Whether it is held back.
+        held: bool,
+    },
     /// Time has passed.
     Tick,
 }
@@ -172,6 +177,8 @@ pub struct Announcement {
     siblings: BTreeSet<Txid>,
     /// Foreign spends for which an alarm was raised.
     alarms: BTreeMap<OutPoint, Txid>,
+    /// Whether the host holds the signed transaction back.
+    held: bool,
 }
 
 impl Announcement {
@@ -185,7 +192,13 @@ impl Announcement {
             ours: BTreeSet::new(),
             siblings: BTreeSet::new(),
             alarms: BTreeMap::new(),
+            held: false,
         }
+    }
+
+    /// Whether the signed transaction is held back.
+    pub fn is_held(&self) -> bool {
+        self.held && !self.has_ended()
     }
 
     /// The operator's settings.
@@ -196,6 +209,13 @@ impl Announcement {
     /// The watched script; empty until it is known.
     pub fn script(&self) -> &ScriptBuf {
         &self.script
+    }
+
+    /// Whether the chain has the signed transaction, in its mempool or a block, as far as it was looked at.
+    pub fn is_in_sight(&self) -> bool {
+        let State::Announcing(announcing) = &self.state else { return matches!(self.state, State::Final { .. }) };
+        let spend = self.sight.spends.get(&announcing.coin.outpoint);
+        spend.is_some_and(|spend| spend.by == announcing.txid)
     }
 
     /// The known state of the chain.
@@ -296,7 +316,10 @@ impl Machine for Announcement {
     fn effects(&self, event: &AnnouncementEvent) -> Vec<Effect> {
         let State::Announcing(announcing) = &self.state else { return Vec::new() };
         match event {
+            _ if self.held => Vec::new(),
+            AnnouncementEvent::Held { .. } if !announcing.lacks_something(&self.sight) => Vec::new(),
             AnnouncementEvent::TransactionSigned { .. }
+            | AnnouncementEvent::Held { .. }
             | AnnouncementEvent::Rebroadcast { .. }
             | AnnouncementEvent::ChildPlanned { .. } => vec![Effect::Submit {
                 transaction: Arc::clone(&announcing.transaction),
@@ -316,7 +339,7 @@ impl Machine for Announcement {
         match &self.state {
             State::Planned | State::Final { .. } | State::Failed { .. } => None,
             State::Funding { deadline } | State::Signing { deadline, .. } => Some(*deadline),
-            State::Announcing(announcing) if !announcing.lacks_something(&self.sight) => {
+            State::Announcing(announcing) if self.held || !announcing.lacks_something(&self.sight) => {
                 Some(announcing.stalled_at)
             }
             State::Announcing(announcing) => Some(announcing.submit_at.min(announcing.stalled_at)),

@@ -165,8 +165,16 @@ impl State {
 pub(super) fn apply(announcement: &mut Announcement, event: &AnnouncementEvent) {
     use AnnouncementEvent as E;
     announcement.sight.apply(event);
-    let Announcement { rules, script, sight, state, ours, siblings, alarms } = announcement;
+    let Announcement { rules, script, sight, state, ours, siblings, alarms, held: is_held } = announcement;
     match (event, &mut *state) {
+        (E::Held { at, held }, state) => {
+            *is_held = *held;
+            if let State::Announcing(announcing) = state {
+                // Blocks do not count while it cannot be mined.
+                announcing.patient_since = sight.tip.map(|tip| tip.block.height);
+                announcing.submit_at = *at + rules.rebroadcast;
+            }
+        }
         (E::WatchStarted { script: watched, deadline, .. }, State::Planned) => {
             script.clone_from(watched);
             *state = State::Funding { deadline: *deadline };

@@ -86,6 +86,32 @@ fn failure(events: &[ServiceEvent]) -> Option<&CohortFailure> {
     }
 }
 
+/// A phase that began while the clock was days ahead would last for days.
+#[test]
+fn a_phase_begins_again_when_the_clock_was_set_back() {
+    let round = round();
+    let mut phases = BTreeSet::new();
+    for mut state in round.states() {
+        let kind = state.phase().kind();
+        let Some(deadline) = state.phase().deadline().filter(|_| kind != PhaseKind::Signing) else { continue };
+        let day = 24 * 60 * MINUTE;
+        // A clock that is corrected a little changes nothing.
+        let until = state.deadline().unwrap() - MINUTE;
+        assert_eq!(state.decide(until, &ServiceInput::Tick, &mut rng()).unwrap(), [], "{kind}");
+        let now = deadline - 3 * day;
+        let events = state.decide(now, &ServiceInput::Tick, &mut rng()).unwrap();
+        let [ServiceEvent::PhaseExtended { until, .. }, repeated @ ..] = &events[..] else { panic!("{events:?}") };
+        assert!(*until > now && until.since(now) < day, "{kind}");
+        let is_repeated = matches!(kind, PhaseKind::Enrolling | PhaseKind::AwaitingTransaction);
+        assert_eq!(!repeated.is_empty(), is_repeated, "{kind}");
+        state = replay(state, &events);
+        assert!(state.deadline().unwrap().since(now) < day);
+        assert_eq!(state.decide(now, &ServiceInput::Tick, &mut rng()).unwrap(), [], "{kind}: once");
+        phases.insert(kind.to_string());
+    }
+    assert_eq!(phases.len(), 5, "{phases:?}");
+}
+
 #[test]
 fn cohorts_in_different_states_differ() {
     let round = round();

@@ -353,6 +353,10 @@ pub(super) enum CoinsCommand {
         #[arg(long, value_name = "RATE")]
         fee_rate: Option<f64>,
     },
+    /// Hold a cohort's transaction back, also before it is signed; not once it is broadcast
+    Hold { id: String },
+    /// Broadcast a transaction that is held back
+    Release { id: String },
 }
 
 #[derive(Debug, Subcommand)]

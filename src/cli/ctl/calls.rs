@@ -137,6 +137,8 @@ impl CtlCommand {
                 CoinsCommand::Bump { id, fee_rate } => {
                     call("POST", format!("/coins/{}/bump", part(&id)), object(json!({ "feeRate": fee_rate })))
                 }
+                CoinsCommand::Hold { id } => call("POST", format!("/coins/{}/hold", part(&id)), Value::Null),
+                CoinsCommand::Release { id } => call("POST", format!("/coins/{}/release", part(&id)), Value::Null),
             },
             Self::Settings(command) => match command {
                 SettingsCommand::Show => get("/settings"),

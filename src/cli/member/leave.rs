@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    super::{singleton, update::quoted},
+    super::singleton,
     MemberFailure, StateArgs,
     show::{field, list},
 };
@@ -19,6 +19,7 @@ use crate::{
     inputs,
     member::{control::Request, offline},
     protocol::{did::Did, id::CohortId, text::shown},
+    shell::quoted,
 };
 
 #[derive(Args, Debug)]

@@ -50,6 +50,12 @@ pub(super) struct MemberArgs {
     /// Where to read the chain, instead of the file's: core=URL or esplora=URL
     #[arg(long, value_name = "KIND=URL", env = "BTCR2_CHAIN", hide_env_values = true)]
     chain: Option<ChainArg>,
+    /// Serve a page for a browser on this machine at this address [default with --console: 127.0.0.1:8087]
+    ///
+    /// DIDs, seats, queue, and what waits for your decision. Only a loopback address, e.g. for a tunnel (ssh -L). The agent prints an
+    /// address by which one logs in once if it was started in a terminal, and `member console-url` prints others.
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "127.0.0.1:8087", env = "BTCR2_MEMBER_CONSOLE")]
+    console: Option<String>,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -85,6 +91,12 @@ enum MemberCommand {
     Approve(show::IdArgs),
     /// Reject a request
     Reject(show::RejectArgs),
+    /// Print an address of the agent's page (`member --console`) by which a browser logs in once, within a quarter of an hour
+    ConsoleUrl(StateArgs),
+    /// Write a backup now, into the directory of [backup] in the agent's file
+    Backup(StateArgs),
+    /// Show an update of the queue, and what it changes in the document
+    Show(show::IdArgs),
     /// List the DIDs, and the cohorts in which they are registered
     Dids(StateArgs),
     /// Print what would be done for an advert or a request to sign, and why
@@ -124,12 +136,12 @@ impl Failure for MemberFailure {
 }
 
 pub(super) fn main(args: MemberArgs) -> ExitCode {
-    let MemberArgs { command, config, state, chain, json, times } = args;
+    let MemberArgs { command, config, state, chain, console, json, times } = args;
     let Some(command) = command else {
         let (Some(config), Some(state)) = (config, state) else {
             return fail(&ProgramError::Usage("--config FILE and --state DIR are missing".to_owned()));
         };
-        let given = settings::Given { config: &config, state: &state, chain: chain.as_ref(), json, times };
+        let given = settings::Given { config: &config, state: &state, chain: chain.as_ref(), console, json, times };
         let outcome = settings::config(&given).and_then(run);
         return outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
     };
@@ -142,6 +154,9 @@ pub(super) fn main(args: MemberArgs) -> ExitCode {
             MemberCommand::Pending(args) => show::pending(&args).await,
             MemberCommand::Approve(args) => show::approve(args).await,
             MemberCommand::Reject(args) => show::reject(args).await,
+            MemberCommand::ConsoleUrl(args) => show::console_url(&args).await,
+            MemberCommand::Backup(args) => show::backup(&args).await,
+            MemberCommand::Show(args) => show::show(args).await,
             MemberCommand::Dids(args) => show::dids(&args).await,
             MemberCommand::DryRun(args) => dry_run::dry_run(&args),
             MemberCommand::Enrol(args) => mint::enrol(&args).await,

@@ -190,6 +190,7 @@ pub(super) struct Given<'a> {
     pub(super) config: &'a Path,
     pub(super) state: &'a Path,
     pub(super) chain: Option<&'a ChainArg>,
+    pub(super) console: Option<String>,
     pub(super) json: bool,
     pub(super) times: bool,
 }
@@ -285,6 +286,7 @@ pub(super) fn config(given: &Given<'_>) -> Result<MemberConfig, ProgramError> {
         out: file.out.map_or_else(|| given.state.join(SIDECARS), |out| at(&out)),
         backup,
         files,
+        console: given.console.clone(),
         json: given.json,
         times: given.times,
     })

@@ -136,6 +136,41 @@ fn update_line(item: &Value) -> String {
     line
 }
 
+/// The address by which a browser logs in. It has a secret, which is for the terminal alone.
+pub(super) async fn console_url(args: &StateArgs) -> Result<(), MemberFailure> {
+    let answer = offline(&args.state, Request::ConsoleUrl).await?;
+    match args.json {
+        true => out!("{answer}"),
+        false => out!("{}", field(&answer, "url")),
+    }
+    Ok(())
+}
+
+pub(super) async fn backup(args: &StateArgs) -> Result<(), MemberFailure> {
+    let answer = offline(&args.state, Request::Backup).await?;
+    match args.json {
+        true => out!("{answer}"),
+        false => out!("{}", field(&answer, "file")),
+    }
+    Ok(())
+}
+
+pub(super) async fn show(args: IdArgs) -> Result<(), MemberFailure> {
+    let item = offline(&args.at.state, Request::Show { id: args.id }).await?;
+    if args.at.json {
+        out!("{item}");
+        return Ok(());
+    }
+    out!("{}", update_line(&item));
+    match (item["diff"].as_str(), item["problem"].as_str()) {
+        // Its lines are escaped already.
+        (Some(diff), _) => out!("\n{diff}"),
+        (None, Some(problem)) => out!("{}", shown(problem)),
+        (None, None) => {}
+    }
+    Ok(())
+}
+
 pub(super) async fn queue(args: QueueArgs) -> Result<(), MemberFailure> {
     let items = offline(&args.at.state, Request::Queue { did: args.did, all: args.all }).await?;
     if args.at.json {

@@ -5,7 +5,7 @@ mod standing;
 mod terms;
 mod values;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode, sync::Arc};
 
 use ::bitcoin::Amount;
 
@@ -28,13 +28,13 @@ use crate::{
     control::{ControlConfig, Listen},
     error::ProgramError,
     protocol::network::Network,
-    serve::{self, ChainConfig, Coins, ServeConfig, Tls},
+    serve::{self, ChainConfig, Coins, PageSettings, ServeConfig, Tls},
 };
 
 pub(super) fn main(args: ServeArgs) -> ExitCode {
-    let outcome = config(args).and_then(|config| {
+    let outcome = configs(args).and_then(|configs| {
         crate::telemetry::raise_open_files();
-        super::block_on(async { serve::run(config, crate::telemetry::stop_signal()).await })
+        super::block_on(async { serve::run_all(configs, crate::telemetry::stop_signal()).await })
     });
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -43,8 +43,27 @@ pub(super) fn main(args: ServeArgs) -> ExitCode {
     }
 }
 
-fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
-    let usage = |problem: &str| ProgramError::Usage(problem.to_owned());
+/// The services of the process: that of the command line, and those of `--also`.
+fn configs(args: ServeArgs) -> Result<Vec<ServeConfig>, ProgramError> {
+    let (file, also) = (args.config.clone(), args.also.clone());
+    let mut configs = vec![first(args)?];
+    if also.is_empty() {
+        return Ok(configs);
+    }
+    let name = |path: &Path| path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    configs[0].name = Some(file.as_deref().map_or_else(|| "serve".to_owned(), name));
+    for path in also {
+        let of_file = |problem: String| ProgramError::Usage(format!("--also {}: {problem}", path.display()));
+        let settings = config::read(&path).map_err(|error| of_file(error.to_string()))?;
+        let mut config = config(settings).map_err(|error| of_file(error.to_string()))?;
+        config.name = Some(name(&path));
+        configs.push(config);
+    }
+    Ok(configs)
+}
+
+/// The service of the command line.
+fn first(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     let file = match &args.config {
         Some(path) => config::read(path).map_err(|error| ProgramError::Usage(error.to_string()))?,
         None => ServeSettings::default(),
@@ -54,7 +73,11 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
         // One choice in two settings: a command line that sets one must override the file's other.
         (file.identity, file.secret_env) = (None, None);
     }
-    let settings = args.settings.over(file);
+    config(args.settings.over(file))
+}
+
+fn config(settings: ServeSettings) -> Result<ServeConfig, ProgramError> {
+    let usage = |problem: &str| ProgramError::Usage(problem.to_owned());
     // There is no default: a made-up coin announces nothing, and must be requested explicitly.
     let coins = match &settings.chain {
         Some(Chain::Offline) => Coins::Offline,
@@ -185,6 +208,17 @@ fn config(args: ServeArgs) -> Result<ServeConfig, ProgramError> {
     if let Some(origins) = settings.cors {
         http.cors = serve::cors(&origins);
     }
+    let has_page = settings.public_page.unwrap_or(false);
+    config.directory = has_page || settings.directory.unwrap_or(false);
+    config.public_url = settings.public_url.as_deref().map(|url| plain_url("--public-url", url)).transpose()?;
+    let explorer = settings.explorer.as_deref().map(|url| plain_url("--explorer", url)).transpose()?;
+    if explorer.is_some() && !has_page {
+        return Err(usage("--explorer needs --public-page"));
+    }
+    config.public_page = has_page.then_some(PageSettings { explorer });
+    if config.directory && config.listen.is_none() {
+        return Err(usage("--directory and --public-page are served over HTTP: --listen ADDR"));
+    }
     if config.exit_when_done && config.cohorts.is_none() {
         return Err(usage("--exit-when-done needs --cohorts, or it would never be done"));
     }
@@ -224,4 +258,17 @@ fn control(settings: &ServeSettings, base: Base, network: Network) -> Result<Opt
         reader: Arc::new(reader),
         console: has_console.then_some(settings.console_idle.map_or(console::IDLE, |Period(idle)| idle)),
     }))
+}
+
+/// A URL of an option, to which paths are added: without a slash at its end.
+fn plain_url(option: &str, text: &str) -> Result<String, ProgramError> {
+    let wrong = |problem: &str| ProgramError::Usage(format!("{option} {text}: {problem}"));
+    let url =
+        reqwest::Url::parse(text.trim()).map_err(|_| wrong("a URL expected, e.g. https://service.example"))?;
+    let is_plain =
+        url.query().is_none() && url.fragment().is_none() && url.username().is_empty() && url.password().is_none();
+    if !matches!(url.scheme(), "http" | "https") || !is_plain {
+        return Err(wrong("http:// or https://, a name and at most a path expected"));
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }

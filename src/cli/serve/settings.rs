@@ -37,6 +37,12 @@ pub(in crate::cli) struct ServeArgs {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE", env = "BTCR2_CONFIG")]
     pub(super) config: Option<PathBuf>,
+    /// Serve another service in this process too, by a TOML file of its own settings (can be repeated)
+    ///
+    /// Each has its own identity, network, terms, addresses and state directory, and its own control API. Flags and variables are for the
+    /// first one. What each prints has its name: that of its file without the ending. One that fails ends the process.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub(super) also: Vec<PathBuf>,
     #[command(flatten)]
     pub(super) settings: ServeSettings,
 }
@@ -361,6 +367,30 @@ settings! {
             /// $BTCR2_ALARM_TEXT. docs/operating.md lists the alarms.
             #[arg(long, value_name = "COMMAND|URL", env = "BTCR2_ON_ALARM", hide_env_values = true, hide_short_help = true)]
             on_alarm: OnAlarm,
+        }
+        "Public" {
+            /// Serve the directory: GET /v1/directory has the open cohorts with their terms, standing cohorts, and announcements
+            ///
+            /// Programs and people find out by it what is offered, and how to join. Without it adverts show what is offered, but not which
+            /// transactions have announced what: that is why it is an option. docs/http.md describes each field.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_DIRECTORY")]
+            directory: bool,
+            /// Serve a page for people at / too: what the directory has, in words, with commands for copying
+            ///
+            /// With --directory. It works without JavaScript, and loads nothing from elsewhere.
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "BTCR2_PUBLIC_PAGE")]
+            public_page: bool,
+            /// With --public-page: a block explorer, to which transactions and addresses are links, e.g. https://mempool.space/signet
+            ///
+            /// Links are URL/tx/TXID and URL/address/ADDRESS. Without it there are no links: who follows one shows the explorer what it
+            /// looks for.
+            #[arg(long, value_name = "URL", env = "BTCR2_EXPLORER", hide_short_help = true)]
+            explorer: String,
+            /// The URL by which others reach the service, e.g. https://service.example/aggregation [default: that of --listen]
+            ///
+            /// Behind a proxy it is the proxy's, with the path prefix. The directory's commands have it.
+            #[arg(long, value_name = "URL", env = "BTCR2_PUBLIC_URL", hide_short_help = true)]
+            public_url: String,
         }
         "Control" {
             /// Serve the control API: on a socket in the state directory, and at this address if one is given

@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use super::{
-    CommonArgs,
-    report::{Prepared, quoted},
-};
+use super::{CommonArgs, report::Prepared};
 use crate::{
     bitcoin::chain::{ChainSource, CoreAuth},
     cas::Location,
     controller::places,
     protocol::{did::Did, resolution::BeaconKind},
+    shell::quoted,
 };
 
 /// The command that announces the update in a cohort, and which cohorts resolvers would find. The current document has a

@@ -5,12 +5,13 @@ use std::path::Path;
 use super::{
     super::singleton::{Announcement, announce},
     CommonArgs, UpdateFailure,
-    report::{Prepared, quoted},
+    report::Prepared,
 };
 use crate::{
     bitcoin::chain::{BlockId, Chain, ChainSource, CoreAuth},
     cas::Location,
     resolve::Given,
+    shell::quoted,
     singleton::places::{Place, places},
 };
 

@@ -4,7 +4,6 @@ mod adopt;
 mod announce;
 mod by_singleton;
 mod cohort;
-mod diff;
 mod new_key;
 mod prepare;
 mod record;
@@ -18,7 +17,6 @@ use clap::{Args, ValueEnum};
 pub(super) use self::{
     adopt::{BeaconArgs, main as beacon},
     record::{Record, is_new, ledger_of},
-    report::quoted,
 };
 use self::{new_key::KeyError, verbs::Verb};
 use super::{

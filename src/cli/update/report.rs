@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, announce, by_singleton, diff::diff};
+use super::{super::state::write_new, CommonArgs, UpdateFailure, Way, announce, by_singleton};
 use crate::{
-    controller::Keys,
+    controller::{Keys, diff},
     error::ProgramError,
     protocol::{
         did::Did,
@@ -170,15 +170,5 @@ impl Prepared<'_> {
     fn known_keys(&self) -> Vec<PublicKey> {
         let listed = invocation_methods(self.source).map(|(_, key)| key).chain(self.did.key());
         listed.filter(|key| self.keys.key_of(key).is_some()).collect()
-    }
-}
-
-/// A word for a shell.
-pub(in crate::cli) fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }

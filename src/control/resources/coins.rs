@@ -14,7 +14,7 @@ use super::{
 use crate::{
     actors::announcement::Announcements,
     bitcoin::{
-        announcement::{Announcement, Need, State},
+        announcement::{Announcement, Input, Need, State},
         fees::sat_per_vb,
     },
     protocol::{
@@ -51,6 +51,8 @@ async fn view(call: &Call, cohort_id: &CohortId, announcement: &Announcement, ra
         shown["beaconAddress"] = json!(output.address());
     }
     shown["unspent"] = json!(announcement.sight().unspent().to_sat());
+    shown["held"] = json!(announcement.is_held());
+    shown["inSight"] = json!(announcement.is_in_sight());
     match announcement.state() {
         State::Funding { deadline } => {
             shown["deadline"] = json!(deadline);
@@ -150,6 +152,27 @@ pub(crate) async fn bump(call: &Call) -> Answer {
         Some(_) => return Err(invalid(Some("feeRate"), "1 to 100000 sat/vB expected")),
         None => None,
     };
+    order(call, "coins.bump", json!({ "feeRate": body.fee_rate }), Input::Bump { rate }).await
+}
+
+pub(crate) async fn hold(call: &Call) -> Answer {
+    hold_or_release(call, true).await
+}
+
+pub(crate) async fn release(call: &Call) -> Answer {
+    hold_or_release(call, false).await
+}
+
+async fn hold_or_release(call: &Call, held: bool) -> Answer {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {}
+    let Body {} = call.body()?;
+    order(call, if held { "coins.hold" } else { "coins.release" }, Value::Null, Input::Hold { held }).await
+}
+
+/// An order about the announcement that the path names.
+async fn order(call: &Call, action: &'static str, request: Value, input: Input) -> Answer {
     let cohort_id = call.cohort_id()?;
     let known = match &call.shared.parts.announcements {
         Some(announcements) => announcements.cohorts().await.map_err(failed)?.contains(&cohort_id),
@@ -159,7 +182,8 @@ pub(crate) async fn bump(call: &Call) -> Answer {
         return Err(Refusal::NotFound(format!("there is no announcement of cohort {cohort_id}")));
     }
     let target = cohort_id.clone();
-    let order = call.shared.order(|done| Order::Bump { cohort_id, rate, done });
-    call.change("coins.bump", Some(target.as_str()), json!({ "feeRate": body.fee_rate }), order).await?;
+    let input = Box::new(input);
+    let order = call.shared.order(|done| Order::Announcement { cohort_id, input, done });
+    call.change(action, Some(target.as_str()), request, order).await?;
     ok(json!({ "cohortId": target, "ok": true }))
 }

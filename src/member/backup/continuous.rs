@@ -35,9 +35,25 @@ impl Backups {
             self.reporter.has_changed().await;
             // More changes follow: one backup has them all.
             tokio::time::sleep(self.settings.pause).await;
-            match self.now().await {
-                Ok(file) => self.reporter.notice(&MemberNotice::BackupWritten { file }),
-                Err(error) => self.reporter.notice(&MemberNotice::BackupFailed { problem: error.to_string() }),
+            // Reported by it.
+            let _ = self.write().await;
+        }
+    }
+
+    /// Writes a backup now, and reports that. Its file.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    pub(crate) async fn write(&self) -> Result<String, String> {
+        match self.now().await {
+            Ok(file) => {
+                self.reporter.notice(&MemberNotice::BackupWritten { file: file.clone() });
+                Ok(file)
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                self.reporter.notice(&MemberNotice::BackupFailed { problem: problem.clone() });
+                Err(problem)
             }
         }
     }

@@ -90,6 +90,25 @@ pub enum Request {
         #[serde(default)]
         wallet: WalletKind,
     },
+    /// One update of the queue, with what it changes.
+    Show {
+        /// Its number.
+        id: u64,
+    },
+    /// The document of a DID, as resolvers give it now.
+    Document {
+        /// The DID.
+        did: Did,
+    },
+    /// The health of a DID, as `check` judges it: a [`Report`](crate::check::Report).
+    Check {
+        /// The DID.
+        did: Did,
+    },
+    /// Write a backup now.
+    Backup,
+    /// A new address of the page, by which one logs in once.
+    ConsoleUrl,
     /// A backup was made, of that time.
     BackupMade {
         /// The time.

@@ -108,6 +108,11 @@ async fn on_state(state: &State, request: Request) -> Result<Value, OfflineError
         Request::Approve { .. }
         | Request::Reject { .. }
         | Request::Dids
+        | Request::Show { .. }
+        | Request::Document { .. }
+        | Request::Check { .. }
+        | Request::Backup
+        | Request::ConsoleUrl
         | Request::Mint { .. }
         | Request::Leave { .. }
         | Request::Rescue { .. } => return Err(OfflineError::NeedsAgent),

@@ -68,9 +68,26 @@ async fn the_deposit_of_a_cohort_is_wanted_and_its_fee_is_bumped() {
     assert_eq!(api.ctl_run(&["coins", "show", "none"]).status, Some(1));
     let early = api.ctl_run(&["coins", "bump", &cohort_id]);
     assert_eq!(early.status, Some(1), "{early:?}");
+    // Held back before it is signed, and over a restart.
+    api.ctl(&["coins", "hold", &cohort_id]);
+    api.service.program.event("announcement-held");
     faucet.pay(&blocks, &script(address), Amount::from_sat(60_000)).await;
     blocks.mine(1).await;
+    let is_signed = |api: &Controlled| announcement(api)["state"] == "announcing";
+    eventually("it is signed", || is_signed(&api));
+    assert_eq!(announcement(&api)["held"], true);
+    api.service.program.kill();
+    let url = api.service.url.trim_start_matches("http://").to_owned();
+    let chain = ["--chain", &source, "--chain-poll", "200ms", "--confirmations", "2", "--listen", &url];
+    api = Controlled::start_in(api.directory.clone(), &chain);
+    eventually("it is known again", || is_signed(&api));
+    assert_eq!(blocks.mempool().await, [], "nothing is broadcast");
+    api.ctl(&["coins", "release", &cohort_id]);
+    api.service.program.event("announcement-released");
     api.service.program.event("announcement-broadcast");
+    let late = api.ctl_run(&["coins", "hold", &cohort_id]);
+    contains(&late.all(), &["nothing can take it back"]);
+    assert_eq!(late.status, Some(1));
     let before = announcement(&api);
     assert_eq!(before["state"], "announcing", "{before}");
     api.ctl(&["coins", "bump", &cohort_id, "--fee-rate", "12.5"]);

@@ -289,7 +289,7 @@ fn forms_do_what_the_api_does() {
     let wrong = [("name", "weekly"), ("terms.min-participants:int", "x"), ("_back", "/console/templates/new")];
     let refused = browser.post(put, &wrong);
     assert_eq!(refused.status, 422, "{refused:?}");
-    contains(&refused.text, &["a whole number expected", "New template"]);
+    contains(&refused.text, &["a whole number expected", "New terms"]);
     let stored =
         browser.post(put, &[&draft[..], &[("_next", "/console/templates/{name}"), ("_done", "Stored.")]].concat());
     assert_eq!((stored.status, stored.header("location")), (303, Some("/console/templates/weekly")));

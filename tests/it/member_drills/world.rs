@@ -15,7 +15,9 @@ use crate::{
     bitcoind_support::{TestChain, faucet::Faucet},
     member_support::{DEPTH, json},
     resolve_cli::ran,
-    support::{PATIENCE, Program, Run, Service, directory, identity, path, proxy::Proxy, verify::text},
+    support::{
+        PATIENCE, Program, Run, Service, clock::Clock, directory, identity, path, proxy::Proxy, verify::text,
+    },
 };
 
 pub fn script(address: &str) -> ScriptBuf {
@@ -28,26 +30,28 @@ pub struct Host {
     pub proxy: Proxy,
     place: PathBuf,
     arguments: Vec<String>,
+    /// The clock that it has from its next start on.
+    pub clock: Option<Clock>,
 }
 
 impl Host {
     fn start(place: PathBuf, arguments: Vec<String>, seats: usize) -> Self {
         fs::create_dir_all(&place).unwrap();
-        let service = Self::serve(&place, &arguments, seats, &[]);
-        Self { proxy: Proxy::to(service.address()), service, place, arguments }
+        let service = Self::serve(&place, &arguments, seats, &[], None);
+        Self { proxy: Proxy::to(service.address()), service, place, arguments, clock: None }
     }
 
-    fn serve(place: &Path, arguments: &[String], seats: usize, more: &[&str]) -> Service {
+    fn serve(place: &Path, arguments: &[String], seats: usize, more: &[&str], clock: Option<&Clock>) -> Service {
         let (state, seats) = (path(place, "state"), seats.to_string());
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
         let size = ["--min-participants", &seats, "--max-participants", &seats, "--state", &state];
-        Service::start(place, &[&arguments[..], &size].concat())
+        Service::start_at(place, &[&arguments[..], &size].concat(), clock)
     }
 
     /// It stops, and starts again for cohorts of so many seats.
     pub fn again(&mut self, seats: usize, more: &[&str]) {
         self.service.program.kill();
-        self.service = Self::serve(&self.place, &self.arguments, seats, more);
+        self.service = Self::serve(&self.place, &self.arguments, seats, more, self.clock.as_ref());
         self.proxy.retarget(self.service.address());
         self.proxy.cut();
     }
@@ -63,6 +67,8 @@ pub struct Agent {
     program: Option<Program>,
     /// Its DIDs, with the files of their identities.
     pub dids: Vec<(String, String)>,
+    /// The clock that it has from its next start on.
+    pub clock: Option<Clock>,
 }
 
 impl Agent {
@@ -86,7 +92,8 @@ impl Agent {
 
     pub fn start(&mut self) {
         let (config, state) = (path(&self.place, "member.toml"), self.state());
-        self.program = Some(Program::start(&["member", "--config", &config, "--state", &state, "--json"]));
+        let arguments = ["member", "--config", &config, "--state", &state, "--json"];
+        self.program = Some(Program::start_at(&arguments, self.clock.as_ref()));
         self.program().event("member-ready");
     }
 
@@ -161,7 +168,7 @@ impl World {
             let place = directory.join(format!("agent-{number}"));
             fs::create_dir_all(&place).unwrap();
             identity(&place, "seat.id");
-            Agent { place, program: None, dids: Vec::new() }
+            Agent { place, program: None, dids: Vec::new(), clock: None }
         };
         let agents: Vec<Agent> = (0..agents).map(agent).collect();
         agents.iter().for_each(|agent| agent.configure(&source, &[&host], policy));

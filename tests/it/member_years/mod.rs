@@ -6,8 +6,8 @@
 //! The seed is printed, and `YEARS_SEED` gives another one. All twelve announcements, with both beacons, take minutes:
 //! `STANDING=long cargo test --test it member_years -- --nocapture`.
 //!
-//! The programs read the system's clock and have no other one for tests, so that no reboot here sets it forward. Times that jump are in
-//! `actors/tests/it/standing/`, with a clock that the tests hold.
+//! At the reboot clocks jump by hours or days, in both directions, until they are set: with libfaketime (Debian's package `faketime`); without
+//! it only the reboot is tested, and that is printed.
 
 mod life;
 

@@ -1,5 +1,6 @@
 //! The programs as processes, and verification of their output.
 
+pub mod clock;
 pub mod cohort;
 pub mod events;
 pub mod inputs;
@@ -20,6 +21,8 @@ use std::{
 };
 
 use serde_json::Value;
+
+use self::clock::Clock;
 
 /// How long something that must happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -148,7 +151,16 @@ pub struct Program {
 
 impl Program {
     pub fn start(arguments: &[&str]) -> Self {
-        Self::launch(command(arguments))
+        Self::start_at(arguments, None)
+    }
+
+    /// With a clock of its own.
+    pub fn start_at(arguments: &[&str], clock: Option<&Clock>) -> Self {
+        let mut command = command(arguments);
+        if let Some(clock) = clock {
+            clock.give(&mut command);
+        }
+        Self::launch(command)
     }
 
     pub fn launch(mut command: Command) -> Self {
@@ -309,6 +321,11 @@ pub struct Service {
 
 impl Service {
     pub fn start(directory: &Path, arguments: &[&str]) -> Self {
+        Self::start_at(directory, arguments, None)
+    }
+
+    /// With a clock of its own.
+    pub fn start_at(directory: &Path, arguments: &[&str], clock: Option<&Clock>) -> Self {
         let file = path(directory, "service");
         if !Path::new(&file).exists() {
             identity(directory, "service");
@@ -319,7 +336,7 @@ impl Service {
                 fixed.extend([flag, value]);
             }
         }
-        let mut program = Program::start(&[&fixed, arguments].concat());
+        let mut program = Program::start_at(&[&fixed, arguments].concat(), clock);
         let serving = program.event("serving");
         let text = |field: &str| serving[field].as_str().unwrap().to_owned();
         Self { program, url: text("url"), did: text("did") }

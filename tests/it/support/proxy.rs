@@ -1,6 +1,7 @@
 //! A TCP proxy that can cut its connections: an unreliable network between a client and a server.
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -15,8 +16,8 @@ pub type Cutter = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 struct State {
     target: Mutex<SocketAddr>,
-    /// Client and server of each connection.
-    open: Mutex<Vec<(TcpStream, TcpStream)>>,
+    /// Client and server of each connection that is open, by its number.
+    open: Mutex<BTreeMap<usize, (TcpStream, TcpStream)>>,
     refusing: AtomicBool,
     closed: AtomicBool,
     cuts: AtomicUsize,
@@ -29,7 +30,7 @@ impl State {
         if !open.is_empty() {
             self.cuts.fetch_add(1, Ordering::SeqCst);
         }
-        for (client, server) in open {
+        for (client, server) in open.into_values() {
             let _ = client.shutdown(Shutdown::Both);
             let _ = server.shutdown(Shutdown::Read);
         }
@@ -61,7 +62,7 @@ impl Proxy {
         });
         let (shared, cutters) = (Arc::clone(&state), Arc::new((client_cutter, server_cutter)));
         thread::spawn(move || {
-            for client in listener.incoming().flatten() {
+            for (number, client) in listener.incoming().flatten().enumerate() {
                 if shared.closed.load(Ordering::SeqCst) {
                     break;
                 }
@@ -71,11 +72,11 @@ impl Proxy {
                 let target = *shared.target.lock().unwrap();
                 let Ok(server) = TcpStream::connect(target) else { continue };
                 let mut open = shared.open.lock().unwrap();
-                open.push((client.try_clone().unwrap(), server.try_clone().unwrap()));
+                open.insert(number, (client.try_clone().unwrap(), server.try_clone().unwrap()));
                 drop(open);
                 let (from_client, from_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                pump(from_client, server, &shared, &cutters, true);
-                pump(from_server, client, &shared, &cutters, false);
+                pump(from_client, server, number, &shared, &cutters, true);
+                pump(from_server, client, number, &shared, &cutters, false);
             }
         });
         Self { address, state }
@@ -131,7 +132,14 @@ impl Drop for Proxy {
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, state: &Arc<State>, cutters: &Arc<(Cutter, Cutter)>, client: bool) {
+fn pump(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    number: usize,
+    state: &Arc<State>,
+    cutters: &Arc<(Cutter, Cutter)>,
+    client: bool,
+) {
     let (state, cutters) = (Arc::clone(state), Arc::clone(cutters));
     thread::spawn(move || {
         let mut chunk = vec![0; 1 << 16];
@@ -156,5 +164,6 @@ fn pump(mut from: TcpStream, mut to: TcpStream, state: &Arc<State>, cutters: &Ar
         }
         let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
+        state.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
     });
 }

@@ -108,6 +108,11 @@ impl Adverts {
         self.live.retain(|_, (advertiser, _)| advertiser.connection != connection);
     }
 
+    /// The bodies of at most `most` live adverts, and the number of all.
+    pub(super) fn list(&self, most: usize) -> (Vec<SharedBody>, usize) {
+        (self.live.values().take(most).map(|(_, body)| body.clone()).collect(), self.live.len())
+    }
+
     /// A new reader gets every live advert, signed now, and later adverts. `None` if there are too many readers.
     pub(super) fn feed(
         &mut self,

@@ -61,6 +61,11 @@ pub(super) struct OpenAdverts {
     pub(super) network: Option<Network>,
 }
 
+/// The bodies of live adverts, at most so many, and the number of all.
+#[derive(ActixMessage)]
+#[rtype(result = "(Vec<SharedBody>, usize)")]
+pub(super) struct ListAdverts(pub(super) usize);
+
 /// Close every stream and stop.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
@@ -280,6 +285,14 @@ impl Handler<OpenAdverts> for Hub {
     fn handle(&mut self, OpenAdverts { network }: OpenAdverts, _: &mut Self::Context) -> Self::Result {
         let now = self.clock.now();
         MessageResult(self.adverts.feed(network, &self.config, now, &mut self.rng))
+    }
+}
+
+impl Handler<ListAdverts> for Hub {
+    type Result = MessageResult<ListAdverts>;
+
+    fn handle(&mut self, ListAdverts(most): ListAdverts, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.adverts.list(most))
     }
 }
 

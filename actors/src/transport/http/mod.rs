@@ -30,6 +30,6 @@ pub use self::{
     config::{Cors, HttpConfig},
     refusal::Refusal,
     report::{HttpReport, Limit},
-    routes::{configure, not_found},
+    routes::{admit, configure, not_found, refuse},
     server::HttpServer,
 };

@@ -54,6 +54,21 @@ pub fn not_found(server: &HttpServer) -> Route {
     })
 }
 
+/// Admits a request to a route of the host by the address of its client, which is counted as for the routes here. The error is the
+/// answer.
+///
+/// # Errors
+/// There are too many requests of that address.
+pub async fn admit(server: &HttpServer, request: &HttpRequest) -> Result<(), HttpResponse> {
+    let admitted = server.0.gate.admit_address(&address(server, request), server.now()).await;
+    admitted.map_err(|refusal| answer(server, request, Err(refusal)))
+}
+
+/// The answer of a route of the host that refuses a request, in the form of the routes here.
+pub fn refuse(server: &HttpServer, request: &HttpRequest, refusal: Refusal) -> HttpResponse {
+    answer(server, request, Err(refusal))
+}
+
 /// Mounts the routes into an `App` or a scope of one: `App::new().configure(configure(&server))`.
 pub fn configure(server: &HttpServer) -> impl FnOnce(&mut ServiceConfig) + use<> {
     let server = server.clone();

@@ -15,6 +15,7 @@ use btcr2_aggregation_protocol::{
     did::Did,
     document::{self, DocumentError},
     identity::Identity,
+    message::SharedBody,
     time::Timestamp,
 };
 use serde_json::Value;
@@ -24,7 +25,7 @@ use super::{
     directory::{Directory, Local},
     gate::Gate,
     history::History,
-    hub::{AllRead, Arrived, Gone, Hub, Sent, Shutdown},
+    hub::{AllRead, Arrived, Gone, Hub, ListAdverts, Sent, Shutdown},
     inbox::InboxesShared,
     report::{Counts, HttpReport},
     seats::Seats,
@@ -194,6 +195,12 @@ impl HttpServer {
         };
         // Messages that were not fetched by then are not delivered.
         let _ = tokio::time::timeout(patience, waiting).await;
+    }
+
+    /// The adverts that its readers get now: the bodies of at most `most`, and the number of all.
+    pub async fn adverts(&self, most: usize) -> (Vec<SharedBody>, usize) {
+        // A hub that has ended advertises nothing.
+        self.0.hub.send(ListAdverts(most)).await.unwrap_or_default()
     }
 
     /// Closes every stream and stops the server's actors. Requests are still answered, so that the web server around it

@@ -27,6 +27,9 @@ impl ServiceCohort {
         undelivered: &BTreeMap<Did, Undelivered>,
         rng: &mut dyn CryptoRng,
     ) -> Vec<ServiceEvent> {
+        if let Some(phase) = self.phase.timed().filter(|phase| self.is_set_back(now, *phase)) {
+            return self.begin_again(now, phase);
+        }
         if self.deadline_of_phase().is_none_or(|deadline| now < deadline) {
             return Vec::new();
         }
@@ -50,6 +53,26 @@ impl ServiceCohort {
                 None => Vec::new(),
             },
         }
+    }
+
+    /// Whether this phase would last longer than it can: the clock was wrong when it began, and was set back. Deadlines of members that sign were
+    /// sent to them, and stay.
+    fn is_set_back(&self, now: Timestamp, phase: TimedPhase) -> bool {
+        let terms = &self.config.terms;
+        let most = terms.timing.cohort_ttl.max(terms.rules.longest(phase, &terms.timing));
+        let deadline = self.phase.deadline().filter(|_| phase != TimedPhase::Fallback);
+        deadline.is_some_and(|deadline| now < deadline && now.is_over(deadline, most))
+    }
+
+    /// The phase waits from now on.
+    fn begin_again(&self, now: Timestamp, phase: TimedPhase) -> Vec<ServiceEvent> {
+        let until = self.config.terms.deadline(phase, now, now);
+        let repeat = match &self.phase {
+            Phase::Enrolling(_) => Some(ServiceEvent::AdvertRepeated { at: now }),
+            Phase::AwaitingTransaction { .. } => Some(ServiceEvent::TransactionRequested { at: now }),
+            _ => None,
+        };
+        std::iter::once(ServiceEvent::PhaseExtended { at: now, phase, until }).chain(repeat).collect()
     }
 
     /// A phase that lapsed while the service was down is not a fault of its members: they get a grace period to

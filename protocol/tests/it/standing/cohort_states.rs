@@ -18,7 +18,7 @@ use btcr2_aggregation_protocol::{
     },
     did::Did,
     error::RejectCode,
-    hash::{DidIndex, sha256},
+    hash::{DidIndex, DocumentHash, sha256},
     key::{SecretKey, Signature},
     machine::{Machine, replay, step},
     time::Timestamp,
@@ -467,4 +467,29 @@ fn what_a_void_number_announced_is_announced_again() {
     let void = cohort.feed(&CohortInput::Spent { coin: first, by });
     assert_eq!(sent(&void).len(), 3);
     assert!(cohort.machine.deadline().is_some());
+}
+
+/// One that was opened by a clock that was days ahead would stop the cohort for days.
+#[test]
+fn a_number_of_a_wrong_clock_does_not_stop_the_next() {
+    let mut cohort = Cohort::formed(&terms());
+    cohort.open();
+    cohort.end(NumberEnd::Idle { board_hash: DocumentHash::from_bytes(sha256(b"board")), absent: Vec::new() });
+    cohort.pending();
+    let begun = cohort.now;
+    cohort.now = begun - Duration::from_secs(30);
+    assert_eq!(cohort.decide(&CohortInput::Tick), Ok(vec![]), "a clock is corrected a little");
+    cohort.now = begun - Duration::from_secs(100_000);
+    let events = cohort.decide(&CohortInput::Tick).unwrap();
+    assert!(matches!(&events[..], [CohortEvent::NumberPlanned { .. }]), "{events:?}");
+    let by_operator = CohortInput::OpenNow { kind: OpportunityKind::Announcement };
+    assert!(cohort.decide(&by_operator).is_ok());
+    // One that ends when the clock is right paces the next one by that time.
+    let mut cohort = Cohort::formed(&terms());
+    cohort.open();
+    cohort.now = cohort.now - Duration::from_secs(100_000);
+    cohort.end(NumberEnd::Idle { board_hash: DocumentHash::from_bytes(sha256(b"board")), absent: Vec::new() });
+    cohort.pending();
+    let next = cohort.machine.deadline().unwrap();
+    assert!(next <= cohort.now + Duration::from_secs(terms().min_seconds_between_announcements.into()));
 }

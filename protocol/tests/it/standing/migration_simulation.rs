@@ -24,7 +24,7 @@ fn terms(dice: &mut Dice, beacon: StandingBeacon, seats: u16) -> StandingTerms {
 }
 
 /// A quarter of an hour of trouble in a cohort.
-fn trouble(world: &mut World, dice: &mut Dice, wants: bool) {
+pub(super) fn trouble(world: &mut World, dice: &mut Dice, wants: bool) {
     let seats = world.seats.len() as u64;
     for _ in 0..dice.below(5) {
         let at = dice.below(seats) as usize;

@@ -16,6 +16,7 @@ mod migration_world;
 mod number_states;
 mod output;
 mod registration;
+mod replacement;
 pub mod seat_node;
 mod seat_states;
 pub mod service_node;

@@ -434,3 +434,17 @@ fn a_fallback_fails_when_too_few_are_left() {
         matches!(&events[1], NumberEvent::Ended { end: NumberEnd::Failed { refused, .. }, .. } if *refused == expected)
     );
 }
+
+/// A number that was opened by a clock that was days ahead would wait for days.
+#[test]
+fn a_number_does_not_wait_for_a_time_of_a_wrong_clock() {
+    let later = START - Duration::from_secs(100_000);
+    let is_open = |number: &Number, at| number.decide(at, &NumberInput::Tick, &mut rng()).unwrap().is_empty();
+    let collecting = Running::by_fallback().number;
+    assert!(is_open(&collecting, START - Duration::from_secs(30)), "a clock is corrected a little");
+    assert!(!is_open(&collecting, later));
+    let confirming = Running::by_fallback().confirming().number;
+    assert!(is_open(&confirming, START - Duration::from_secs(30)));
+    let events = confirming.decide(later, &NumberInput::Tick, &mut rng()).unwrap();
+    assert!(matches!(&events[..], [NumberEvent::Ended { .. }]), "{events:?}");
+}

@@ -49,7 +49,7 @@ pub struct Controlled {
 }
 
 impl Controlled {
-    fn next(&self, salt: u64) -> (Value, DocumentHash) {
+    pub(super) fn next(&self, salt: u64) -> (Value, DocumentHash) {
         let mut update = json!({ "did": self.did, "targetVersionId": self.version + 1, "salt": salt });
         if let Some(address) = &self.moves {
             update["beacon"] = json!(address);

@@ -64,7 +64,12 @@ impl ServiceNode {
     }
 
     pub(super) fn named(cohort_id: &str, terms: &StandingTerms) -> Self {
-        let key = SecretKey::from_bytes(&[3; 32]).unwrap();
+        Self::of(3, cohort_id, terms)
+    }
+
+    /// The service whose key has this byte.
+    pub(super) fn of(key: u8, cohort_id: &str, terms: &StandingTerms) -> Self {
+        let key = SecretKey::from_bytes(&[key; 32]).unwrap();
         let did = Did::from_key(key.public_key(), NETWORK);
         let config = Arc::new(CohortConfig {
             terms: Arc::new(terms.clone()),

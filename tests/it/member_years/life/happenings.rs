@@ -16,13 +16,43 @@ use super::{AGENTS, Life, PATIENCE, SEATS, Victim, seeds};
 use crate::{
     member_drills::world::Agent,
     member_support::json as shown,
-    support::{path, run_with, verify::text},
+    support::{clock::Clock, path, run_with, verify::text},
 };
 
 const SECRET: [(&str, &str); 1] = [("BTCR2_PASSPHRASE", "horse")];
 
 impl Life {
-    /// While a number is open everything dies at once, the node too, and starts again.
+    /// Clocks for the service and the agents, which are wrong in ways that the seed draws; none without libfaketime.
+    fn wrong_clocks(&mut self) -> Vec<Clock> {
+        let offsets = ["-3d", "+3d", "-90m", "+90m", "+0"];
+        let (mut clocks, mut first) = (Vec::new(), "+0");
+        for at in 0..=self.agents {
+            let place = match at {
+                0 => self.world.directory.join("one"),
+                _ => self.world.agents[at - 1].place.clone(),
+            };
+            let Some(clock) = Clock::new("a reboot with clocks that jump", &place) else { return Vec::new() };
+            // The first agent's always differs from the service's.
+            let offset = match at {
+                1 if first.starts_with('+') => "-3d",
+                1 => "+3d",
+                _ => offsets[self.below(offsets.len())],
+            };
+            if at == 0 {
+                first = offset;
+            }
+            println!("{}: the clock of process {at} jumps by {offset}", self.name);
+            clock.set(offset);
+            match at {
+                0 => self.world.host.clock = Some(clock.clone()),
+                _ => self.world.agents[at - 1].clock = Some(clock.clone()),
+            }
+            clocks.push(clock);
+        }
+        clocks
+    }
+
+    /// While a number is open everything dies at once, the node too, and starts again, with clocks that are wrong until they are set.
     pub async fn reboots(&mut self, seats: &[usize]) {
         self.world.host.program().read();
         let updates = self.hand_over(seats).await;
@@ -36,8 +66,13 @@ impl Life {
         let node = self.world.blocks.node_mut();
         node.stop().await;
         node.start_again().await;
+        let clocks = self.wrong_clocks();
         self.serve_again();
         self.world.agents[..self.agents].iter_mut().for_each(Agent::start);
+        if !clocks.is_empty() {
+            self.world.agents[0].program().event("clocks-differ");
+        }
+        clocks.iter().for_each(|clock| clock.set("+0"));
         self.until_all_resolve(&updates, &[]).await;
         self.announced += 1;
     }

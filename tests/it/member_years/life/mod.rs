@@ -94,7 +94,7 @@ fn listed(document: &Value) -> Vec<&str> {
 impl Life {
     /// A cohort of five seats with a KEY DID and seven EXTERNAL DIDs each, which begin with its beacon.
     pub async fn new(name: &str, beacon: &str, seed: u64) -> Option<Self> {
-        let times = ["--respond-time", "8s", "--confirm-time", "8s"];
+        let times = ["--respond-time", "12s", "--confirm-time", "8s"];
         let terms = [&["--beacon", beacon, "--fallback-threshold", K][..], &times].concat();
         let world = World::new(name, AGENTS + 1, SEATS, &terms, "").await?;
         let mut life = Self {

@@ -417,6 +417,7 @@ async fn attempt(client: &HttpClient, envelope: String, ask_first: bool) -> Sent
         Err(error) if error.is_connect() => return Sent::Later(describe(&error)),
         Err(error) => return Sent::Unknown(describe(&error)),
     };
+    client.compares_clocks(&response);
     let status = response.status();
     let body = Answer::read(response).await;
     match verdict(status, &body) {

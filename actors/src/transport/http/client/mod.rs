@@ -20,7 +20,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use btcr2_aggregation_protocol::{did::Did, identity::Identity};
+use btcr2_aggregation_protocol::{did::Did, identity::Identity, time::Timestamp};
 use reqwest::{
     Client, StatusCode, Url,
     redirect::{Attempt, Policy},
@@ -168,6 +168,17 @@ impl HttpClient {
     pub fn trusting(mut self, trust: &Trust) -> Result<Self, BaseUrlError> {
         self.http = client(trust).map_err(|problem| BaseUrlError { url: self.base.to_string(), problem })?;
         Ok(self)
+    }
+
+    /// Compares the clocks. A server refuses what was signed at another time, and a proxy in front of it may hide why.
+    fn compares_clocks(&self, response: &reqwest::Response) {
+        let date = response.headers().get(reqwest::header::DATE).and_then(|date| date.to_str().ok());
+        let time = date.and_then(|date| httpdate::parse_http_date(date).ok());
+        let theirs = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        if let Some(theirs) = theirs {
+            let theirs = Timestamp::from_secs(theirs.as_secs());
+            self.contacts.has_time(self.base.as_str(), theirs, self.clock.now());
+        }
     }
 
     fn url(&self, path: &str) -> Url {

@@ -59,6 +59,7 @@ pub(super) async fn open(
         .await
         .map_err(|_| NotOpened::because("no answer in time".to_owned()))?
         .map_err(|error| NotOpened::because(describe(&error)))?;
+    client.compares_clocks(&response);
     let status = response.status();
     let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if status.is_success() && kind.to_ascii_lowercase().starts_with("text/event-stream") {

@@ -13,7 +13,7 @@ use crate::{
     },
     error::Reject,
     key::{PublicKey, Signature},
-    time::Timestamp,
+    time::{CLOCK_TOLERANCE, Timestamp},
 };
 
 /// After so many failures in a row a cohort waits for its cadence.
@@ -63,6 +63,12 @@ impl StandingCohort {
         running.paced.map_or(Timestamp::default(), |paced| paced + seconds)
     }
 
+    /// Whether the last number was opened clearly later than now: the clock was wrong then, and was set back. Without this the cohort would wait
+    /// until that time comes again.
+    fn is_set_back(now: Timestamp, running: &Running) -> bool {
+        running.opened.is_some_and(|opened| now + CLOCK_TOLERANCE < opened)
+    }
+
     /// Whether enough seats have the least number of DIDs.
     fn has_least_dids(&self, running: &Running) -> bool {
         let least = usize::try_from(self.config.terms.min_dids_per_participant).unwrap_or(usize::MAX);
@@ -76,7 +82,7 @@ impl StandingCohort {
 
     pub(super) fn on_tick(&self, now: Timestamp) -> Vec<CohortEvent> {
         match (self.next_opening(), self.running()) {
-            (Some(opening), Some(running)) if opening <= now => {
+            (Some(opening), Some(running)) if opening <= now || Self::is_set_back(now, running) => {
                 let (kind, joined) = (running.migration.next_kind(), self.coins_to_join(running));
                 let coins = match kind {
                     // A move that is open goes on when its coin can pay for it.
@@ -116,7 +122,8 @@ impl StandingCohort {
             return fault(problem);
         }
         // The cadence is a promise to the seats: the operator keeps it too.
-        if now < self.earliest(running) && running.failures == 0 && kind != OpportunityKind::Roster {
+        let is_early = now < self.earliest(running) && !Self::is_set_back(now, running);
+        if is_early && running.failures == 0 && kind != OpportunityKind::Roster {
             return fault("the terms' time between announcements has not passed");
         }
         match self.plan(now, running, kind, coins) {
@@ -230,7 +237,11 @@ impl Running {
                 }
                 self.opened = Some(*at);
             }
-            CohortEvent::NumberEnded { number, end, .. } => self.end(*number, end),
+            CohortEvent::NumberEnded { at, number, end } => {
+                // If it ended before it was opened, it was opened by a clock that was wrong.
+                self.opened = self.opened.map(|opened| opened.min(*at));
+                self.end(*number, end);
+            }
             CohortEvent::Held { held, .. } => self.held = *held,
             CohortEvent::NumbersSkipped { to, .. } => self.last = self.last.max(*to),
             CohortEvent::SuccessorNamed { successor, output, .. } => self.migration.name(successor, output),

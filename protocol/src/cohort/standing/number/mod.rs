@@ -213,6 +213,12 @@ impl Number {
         }
     }
 
+    /// How long it waits for responses, and for confirmations.
+    fn waits(&self) -> (Duration, Duration) {
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        (seconds(self.task.terms.respond_seconds), seconds(self.task.terms.confirm_seconds))
+    }
+
     fn report(&self) -> Vec<NumberEffect> {
         let Phase::Ended { end, board } = &self.phase else { return Vec::new() };
         let stored = board.iter().map(|board| NumberEffect::StoreBoard(Arc::clone(board)));
@@ -260,13 +266,15 @@ impl Machine for Number {
                 }
             },
             NumberInput::Tick => Ok(match &self.phase {
-                Phase::Collecting { responses, .. } if now >= self.task.opportunity.deadline() => {
+                Phase::Collecting { responses, .. }
+                    if now.is_over(self.task.opportunity.deadline(), self.waits().0) =>
+                {
                     vec![self.close(now, responses)]
                 }
-                Phase::Confirming(confirming) if now >= confirming.until => {
+                Phase::Confirming(confirming) if now.is_over(confirming.until, self.waits().1) => {
                     vec![NumberEvent::Ended { at: now, end: confirming.lapsed() }]
                 }
-                Phase::Pricing { until, .. } if now >= *until => {
+                Phase::Pricing { until, .. } if now.is_over(*until, self.waits().1) => {
                     let why = Why::Abandoned("the host has named no fee rate in time".to_owned());
                     vec![NumberEvent::Ended { at: now, end: NumberEnd::failed(why, Vec::new(), BTreeMap::new()) }]
                 }
@@ -286,7 +294,7 @@ impl Machine for Number {
             }
             (NumberEvent::BoardClosed { at, mode }, Phase::Collecting { responses, .. }) => {
                 let board = Board::of(self.task.place(), std::mem::take(responses).into_values());
-                let until = *at + Duration::from_secs(self.task.terms.confirm_seconds.into());
+                let until = *at + self.waits().1;
                 self.phase = Phase::Pricing { until, board: Arc::new(board), mode: *mode };
             }
             (NumberEvent::BoardIdle { .. }, Phase::Collecting { responses, .. }) => {

@@ -14,7 +14,7 @@ const MOST_PAIRS: usize = 4_000_000;
 const MOST_SHOWN: usize = 400;
 
 /// The difference between two documents, in lines that start with `+`, `-` or a space.
-pub(super) fn diff(before: &Value, after: &Value) -> String {
+pub(crate) fn diff(before: &Value, after: &Value) -> String {
     let text = |document: &Value| serde_json::to_string_pretty(document).unwrap_or_default();
     let (before, after) = (text(before), text(after));
     let lines = changes(&before.lines().collect::<Vec<_>>(), &after.lines().collect::<Vec<_>>());

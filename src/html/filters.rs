@@ -85,7 +85,7 @@ fn grouped(number: i64) -> String {
         grouped.push('-');
     }
     for (index, digit) in digits.char_indices() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);

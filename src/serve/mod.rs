@@ -236,8 +236,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     };
     // Before the start, so that none is missed.
     let subscribe = |settings: &crate::actors::standing::StandingSettings| settings.notices.subscribe();
-    let (allow_list, config_url, has_page) =
-        (config.allow_list.clone(), config.public_url.clone(), config.public_page.is_some());
+    let (allow_list, config_url) = (config.allow_list.clone(), config.public_url.clone());
+    let has_page = config.public_page.is_some();
     let standing_notices = standing.as_ref().map(|(settings, _)| (subscribe(settings), subscribe(settings)));
     let service = builder.start().await.map_err(|error| ProgramError::Internal(error.to_string()))?;
     listeners.show(Origins {
@@ -294,12 +294,13 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         }
         let (orders, ordered) = tokio::sync::mpsc::channel(orders::BACKLOG);
         of_rounds = Some((register.clone(), ordered));
+        let url = config_url.or_else(|| listeners.url.clone());
         let about = About {
             network: service.did().network(),
-            url: config_url.clone().or_else(|| listeners.url.clone()),
+            page: url.clone().filter(|_| has_page),
+            url,
             relays: listeners.relays.clone(),
             allow_list: allow_list.map(|path| path.display().to_string()),
-            page: has_page.then(|| config_url.clone().or_else(|| listeners.url.clone())).flatten(),
         };
         let parts = Parts {
             about,

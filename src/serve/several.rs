@@ -45,7 +45,7 @@ pub async fn run_all(configs: Vec<ServeConfig>, stop: impl Future<Output = ()>) 
     outcomes.into_iter().try_fold(true, |all, outcome| Ok(all & outcome?))
 }
 
-/// Names tell the services apart in what the process prints.
+/// Names distinguish the services in what the process prints.
 fn check_names(configs: &[ServeConfig]) -> Result<(), ProgramError> {
     let mut names = BTreeSet::new();
     for name in configs.iter().filter_map(|config| config.name.as_deref()) {

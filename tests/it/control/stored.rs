@@ -72,3 +72,17 @@ fn the_command_line_is_the_first_template() {
     api.ctl(&["cohort", "cancel", &id(&cohort)]);
     eventually("none runs, and none follows", || api.ctl(&["cohort", "list"])["cohorts"] == json!([]));
 }
+
+#[test]
+fn an_invite_has_a_link_to_the_page_for_controllers() {
+    let with_page = Controlled::start("control-link", &["--public-page", "--public-url", "https://agg.example"]);
+    let invite = with_page.ctl(&["invite", "new"]);
+    let token = invite["token"].as_str().unwrap();
+    assert_eq!(
+        invite["link"],
+        format!("https://agg.example/#invite={token}"),
+        "the token is in the fragment alone"
+    );
+    let without = Controlled::start("control-no-link", &[]);
+    assert_eq!(without.ctl(&["invite", "new"])["link"], Value::Null);
+}

@@ -2,12 +2,13 @@
 
 import assert from 'node:assert/strict';
 
+import { context, watched } from './support/browser.mjs';
 import { test } from './support/suite.mjs';
 import { World, leave, mark, shows } from './support/world.mjs';
 
 /** A service that always has an open cohort of one member. */
-async function open() {
-    const world = await World.start();
+async function open(...args) {
+    const world = await World.start({ args });
     world.ctl('template', 'put', 'one', '--set', 'min-participants=1');
     world.ctl('template', 'advertise', 'one');
     return world;
@@ -39,7 +40,7 @@ test('a banned member is refused and one whose ban is lifted is not', async () =
 });
 
 test('an invite admits with the token of its link', async () => {
-    const world = await open();
+    const world = await open('--directory', '--public-page');
     const page = await world.operator('admin');
     await page.open('/invites');
     await page.getByRole('button', { name: 'Require invites' }).click();
@@ -49,13 +50,23 @@ test('an invite admits with the token of its link', async () => {
     await page.getByRole('button', { name: 'Make an invite' }).click();
     await page.getByRole('heading', { name: 'Your new invite' }).waitFor();
     const shown = (await page.locator('.wanted code').allTextContents()).map((text) => text.trim());
-    const token = shown.find((text) => !text.includes(' ') && !text.includes('/'));
     const link = shown.find((text) => URL.canParse(text));
-    // Where controllers have a page, the token is in the fragment of its link alone.
-    if (link) assert.deepEqual([new URL(link).hash, new URL(link).search], [`#invite=${token}`, '']);
+    const token = new URL(link).hash.replace('#invite=', '');
+    assert.deepEqual([new URL(link).origin, new URL(link).search], [new URL(world.url).origin, ''], 'it is in the fragment alone');
     assert.equal(shown.at(-1), `btcr2-aggregation join --service ${world.url} --identity FILE --state DIR --invite ${token}`);
     assert.ok(token.length > 20 && !page.url().includes(token));
-    assert.equal(await ok(world.join('bob', '--invite', token)), true);
+    // The member opens it, and copies the command.
+    const inside = await context();
+    const member = await watched(inside, new URL(world.url).origin);
+    const requests = [];
+    member.on('request', (request) => requests.push(request.url().split('#')[0]));
+    await member.goto(link);
+    const command = member.locator('code[data-join]').filter({ hasText: token }).first();
+    await command.waitFor();
+    assert.ok(!requests.some((url) => url.includes(token)), 'no server has seen it');
+    const given = (await command.textContent()).match(/--invite (\S+)/)[1];
+    await leave(member);
+    assert.equal(await ok(world.join('bob', '--invite', given)), true);
     // The list follows, and the token is shown once.
     const row = page.locator('#list [data-row]');
     await row.getByText('used up').waitFor();

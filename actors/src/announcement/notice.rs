@@ -81,7 +81,7 @@ pub enum AnnouncementNotice {
         child_fee: Amount,
         fee_rate: f64,
     },
-    /// The operator holds the signed transaction back.
+    /// The operator holds the transaction back; again when it is signed.
     AnnouncementHeld { cohort_id: CohortId },
     /// It is not held back any more: by the operator, or because another transaction would spend its coin.
     AnnouncementReleased { cohort_id: CohortId },
@@ -423,6 +423,8 @@ pub(super) fn of(
             let (reason, left) = (failure.to_string(), announcement.sight().unspent());
             N::AnnouncementFailed { cohort_id, failure: failure.clone(), reason, left }
         }
+        // Nothing else follows a signature that is held back.
+        E::TransactionSigned { .. } if announcement.is_held() => N::AnnouncementHeld { cohort_id },
         E::Held { held: true, .. } => N::AnnouncementHeld { cohort_id },
         E::Held { held: false, .. } => N::AnnouncementReleased { cohort_id },
         E::Stalled { .. } => N::ChainStalled { cohort_id },

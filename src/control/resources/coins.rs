@@ -59,7 +59,7 @@ async fn view(call: &Call, cohort_id: &CohortId, announcement: &Announcement, ra
             let need = output.as_ref().and_then(|output| Need::of(output, announcement.rules(), rate).ok());
             shown["wanted"] = json!(need.map(|need| json!({
                 "atLeast": need.at_least.to_sat(), "suggested": need.suggested.to_sat(), "feeRate": sat_per_vb(rate),
-                "uri": output.as_ref().map(|output| uri(&output.address(), Some(need.suggested))),
+                "uri": output.as_ref().map(|output| uri(output.address(), Some(need.suggested))),
             })));
         }
         State::Signing { deadline, .. } => shown["deadline"] = json!(deadline),
@@ -128,7 +128,7 @@ pub(crate) async fn list(call: &Call) -> Answer {
                 )
             });
         }
-        shown["uri"] = json!(machine.output().map(|output| uri(&output.address(), None)));
+        shown["uri"] = json!(machine.output().map(|output| uri(output.address(), None)));
         shown["announcementVsize"] = json!({
             "byKey": announcement_vsize(terms, seats, Mode::Key), "byFallback": announcement_vsize(terms, seats, Mode::Fallback),
         });

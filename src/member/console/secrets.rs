@@ -22,9 +22,12 @@ const LASTS: Duration = Duration::from_secs(15 * 60);
 /// The most that work at once: the oldest is forgotten for another one.
 const MOST: usize = 8;
 
+/// The hash of a secret, and until when it may be used.
+type Secret = ([u8; 32], Timestamp);
+
 /// The hashes of secrets that work. Clones share them.
 #[derive(Clone, Default)]
-pub(super) struct Secrets(Arc<Mutex<VecDeque<([u8; 32], Timestamp)>>>);
+pub(super) struct Secrets(Arc<Mutex<VecDeque<Secret>>>);
 
 impl Secrets {
     fn lock(&self) -> MutexGuard<'_, VecDeque<([u8; 32], Timestamp)>> {

@@ -112,3 +112,53 @@ macro_rules! settings {
 }
 
 pub(crate) use settings;
+
+/// A key of a table of a configuration file, for the page of all settings and for the sample.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key {
+    /// The key.
+    pub(crate) name: &'static str,
+    /// What it means, as lines.
+    pub(crate) help: &'static [&'static str],
+    /// What it is without being set; nothing if it must be set, or is not set.
+    pub(crate) default: &'static str,
+    /// A value in TOML.
+    pub(crate) sample: &'static str,
+}
+
+/// A struct that serde reads from a table of a configuration file, with [`Key`]s that describe it. Each field is written as
+/// `/// help`, `"key" = "a value in TOML", default "text" => field: Type`.
+macro_rules! table {
+    (
+        $(#[$meta:meta])*
+        struct $name:ident {
+            $(
+                $(#[doc = $help:literal])+
+                $key:literal = $sample:literal $(, default $default:literal)? => $(#[$field_meta:meta])* $field:ident: $type:ty;
+            )*
+            $(sub $(#[$sub_meta:meta])* $sub:ident: $sub_type:ty;)*
+        }
+    ) => {
+        $(#[$meta])*
+        struct $name {
+            $(
+                $(#[doc = $help])+
+                #[serde(rename = $key)]
+                $(#[$field_meta])*
+                $field: $type,
+            )*
+            $($(#[$sub_meta])* $sub: $sub_type,)*
+        }
+
+        impl $name {
+            const KEYS: &[$crate::config::Key] = &[$($crate::config::Key {
+                name: $key,
+                help: &[$($help),+],
+                default: concat!($($default)?),
+                sample: $sample,
+            }),*];
+        }
+    };
+}
+
+pub(crate) use table;

@@ -9,6 +9,7 @@ mod control;
 mod cost;
 mod ctl;
 mod demo;
+mod docs;
 mod fund;
 mod history;
 mod identity;
@@ -129,6 +130,8 @@ enum Command {
     Watch(Box<watch::WatchArgs>),
     /// Show what cohorts saved compared with a separate transaction for each member
     Cost(cost::CostArgs),
+    /// Write man pages, shell completions, the page of every setting, or sample configurations
+    Docs(docs::DocsArgs),
 }
 
 /// The format of a program's events.
@@ -238,6 +241,7 @@ fn run() -> ExitCode {
         Some(Command::Check(args)) => check::main(&args),
         Some(Command::Resolver(args)) => resolver::main(&args),
         Some(Command::Watch(args)) => watch::main(&args),
+        Some(Command::Docs(args)) => docs::main(&args),
         None => demo::main(&cli.demo),
     };
     output::status(status)

@@ -10,6 +10,9 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 
+pub(super) use self::settings::{SECTIONS, Section};
+#[cfg(test)]
+pub(super) use self::settings::{check_file, policy_of};
 use super::{ChainArg, Failure, WRONG_CALL, fail, singleton::SingletonFailure};
 use crate::{
     error::ProgramError,

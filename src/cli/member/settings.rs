@@ -20,7 +20,7 @@ use super::super::{
 use crate::{
     actors::transport::tls::Trust,
     cas::{self, Location},
-    config::{self, Period, Span},
+    config::{self, Key, Period, Span, table},
     error::ProgramError,
     join::ChainQuestions,
     member::{
@@ -42,93 +42,201 @@ const KEEP: usize = 10;
 /// Changes within this time are in one backup.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// The file. Paths in it are relative to its directory.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct MemberFile {
-    network: Network,
-    chain: Option<ChainArg>,
-    chain_poll: Option<Period>,
-    chain_look_back: Option<u32>,
-    confirmations: Option<NonZeroU32>,
-    min_conf: Option<NonZeroU32>,
-    cas: Option<Vec<Location>>,
-    out: Option<PathBuf>,
-    tls_ca: Option<PathBuf>,
-    #[serde(default)]
-    policy: PolicyFile,
-    backup: Option<BackupFile>,
-    #[serde(rename = "service")]
-    services: Vec<ServiceFile>,
-    #[serde(rename = "seat")]
-    seats: Vec<SeatFile>,
+table! {
+    /// The file. Paths in it are relative to its directory.
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct MemberFile {
+        /// The Bitcoin network: bitcoin, testnet3, testnet4, signet, mutinynet or regtest. That of the seeds
+        "network" = "\"signet\"" => network: Network;
+        /// Where to read the chain: core=URL or esplora=URL. --chain of the command line comes before it
+        ///
+        /// A Bitcoin Core node is core=http://USER:PASSWORD@HOST:PORT or core=http://HOST:PORT?cookie=FILE.
+        "chain" = "\"core=http://127.0.0.1:38332?cookie=/var/lib/bitcoin/signet/.cookie\"" => chain: Option<ChainArg>;
+        /// How often to query the chain
+        "chain-poll" = "\"30s\"", default "30s" => chain_poll: Option<Period>;
+        /// In how many blocks to look for what earlier runs have signed
+        "chain-look-back" = "144", default "144" => chain_look_back: Option<u32>;
+        /// How many confirmations make an announcement final
+        "confirmations" = "6", default "6" => confirmations: Option<NonZeroU32>;
+        /// How many confirmations a signal needs to count in a resolution
+        "min-conf" = "6", default "those of confirmations" => min_conf: Option<NonZeroU32>;
+        /// Stores of updates and announcements, dir=PATH or ipfs=URL, as sources of resolutions
+        "cas" = "[\"dir=/var/lib/btcr2-member/cas\"]" => cas: Option<Vec<Location>>;
+        /// The directory in which every DID has its Sidecar Data
+        "out" = "\"/var/lib/btcr2-member/sidecars\"", default "sidecars, in the state directory" => out: Option<PathBuf>;
+        /// Trust https services and wss relays by the certificates in this PEM file only. Without it, by the system's authorities
+        "tls-ca" = "\"ca.pem\"" => tls_ca: Option<PathBuf>;
+        sub #[serde(default)] policy: PolicyFile;
+        sub backup: Option<BackupFile>;
+        sub #[serde(rename = "service")] services: Vec<ServiceFile>;
+        sub #[serde(rename = "seat")] seats: Vec<SeatFile>;
+    }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct ServiceFile {
-    name: String,
-    url: Option<String>,
-    did: Option<Did>,
-    #[serde(default)]
-    relays: Vec<String>,
-    look_back: Option<Span>,
-    relay_timeout: Option<Period>,
-    publish_timeout: Option<Period>,
-    relay_retry: Option<Period>,
-    tls_ca: Option<PathBuf>,
+table! {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct ServiceFile {
+        /// Its name in messages and in the lists of seats
+        "name" = "\"one\"" => name: String;
+        /// Its base URL. Without it, it is found on relays
+        "url" = "\"https://service.example\"" => url: Option<String>;
+        /// Accept this service only. Without it, any service that the URL or the relays lead to
+        "did" = "\"did:btcr2:k1qyp3hpx92ea3yezqn9wna4d2hgzkt4c7rq6xqjqel7wp0a0f6hws0rcskdcc8\"" => did: Option<Did>;
+        /// Nostr relays
+        "relays" = "[\"wss://relay.example\"]" => #[serde(default)] relays: Vec<String>;
+        /// With relays: read adverts that are at most this old
+        "look-back" = "\"5m\"", default "5m" => look_back: Option<Span>;
+        /// With relays: how long a relay may take to connect
+        "relay-timeout" = "\"10s\"", default "10s" => relay_timeout: Option<Period>;
+        /// With relays: how long a relay may take to answer an event, at most 10s
+        "publish-timeout" = "\"10s\"", default "10s" => publish_timeout: Option<Period>;
+        /// With relays: the pause before a second attempt to connect or to publish. It doubles with each further attempt
+        "relay-retry" = "\"1s\"", default "1s" => relay_retry: Option<Period>;
+        /// Trust this service by the certificates in this PEM file only
+        "tls-ca" = "\"service.pem\"", default "tls-ca of the whole file" => tls_ca: Option<PathBuf>;
+    }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct SeatFile {
-    name: String,
-    seed: PathBuf,
-    #[serde(default)]
-    dids: Vec<PathBuf>,
-    invite: Option<InviteToken>,
-    /// An identity file.
-    applies_as: Option<PathBuf>,
-    /// All of them, without a list.
-    services: Option<Vec<String>>,
+table! {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct SeatFile {
+        /// Its name in messages and commands
+        "name" = "\"home\"" => name: String;
+        /// The file of the seat's secret, made by `identity new` and not used for anything else
+        "seed" = "\"/var/lib/btcr2-member/seat.id\"" => seed: PathBuf;
+        /// Identity files of the DIDs that it registers, and directories of them (*.id)
+        "dids" = "[\"/var/lib/btcr2-member/dids\"]" => #[serde(default)] dids: Vec<PathBuf>;
+        /// An invite of the operator of a service
+        "invite" = "\"btcr2-invite-5e0d6f1f9f4d0d0e8a3c9a9b1c2d3e4f\"" => invite: Option<InviteToken>;
+        /// The identity file of the DID as which it applies for seats, for a service whose operator has a list of DIDs
+        "applies-as" = "\"/var/lib/btcr2-member/alice.id\"" => applies_as: Option<PathBuf>;
+        /// The names of the services where it takes seats
+        "services" = "[\"one\"]", default "all" => services: Option<Vec<String>>;
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-struct PolicyFile {
-    services: Vec<Did>,
-    beacon: Option<Beacon>,
-    least_seats: Option<u16>,
-    most_seats: Option<u16>,
-    most_cohorts: Option<u32>,
-    least_share: Option<ShareArg>,
-    most_seats_to_wait_for: Option<u16>,
-    least_interval: Option<Period>,
-    least_answer_time: Option<Period>,
-    max_fee_rate: Option<SatPerVb>,
-    max_operator_output: Option<u32>,
-    max_cost: Option<f64>,
-    accept_hashes: Option<bool>,
-    accept_blind: Option<bool>,
-    otherwise: Otherwise,
-    join: Consent,
-    #[serde(rename = "move")]
-    moving: Consent,
-    sign: Signing,
-    timeout: Option<Period>,
-    announcements_per_day: Option<u32>,
-    updates_per_did_per_day: Option<u32>,
-    silence: Option<Period>,
-    hook: Vec<String>,
+table! {
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct PolicyFile {
+        /// The DIDs of the services whose cohorts are joined
+        "services" = "[\"did:btcr2:k1qyp3hpx92ea3yezqn9wna4d2hgzkt4c7rq6xqjqel7wp0a0f6hws0rcskdcc8\"]", default "all that are reached"
+            => services: Vec<Did>;
+        /// Join cohorts with this beacon only: cas or smt
+        "beacon" = "\"cas\"", default "both" => beacon: Option<Beacon>;
+        /// The least number of seats that a cohort may have
+        "least-seats" = "3" => least_seats: Option<u16>;
+        /// The greatest number of seats that a cohort may have
+        "most-seats" = "50" => most_seats: Option<u16>;
+        /// In how many cohorts of one service a seed takes a seat
+        "most-cohorts" = "1", default "1" => most_cohorts: Option<u32>;
+        /// The least share of seats that can spend, and can end every DID
+        "least-share" = "\"2/3\"", default "2/3" => least_share: Option<ShareArg>;
+        /// The greatest number of seats in a cohort where all have to sign
+        "most-seats-to-wait-for" = "25", default "25" => most_seats_to_wait_for: Option<u16>;
+        /// The shortest time between announcements that is accepted
+        "least-interval" = "\"1s\"", default "1s" => least_interval: Option<Period>;
+        /// The shortest time to answer that is accepted
+        "least-answer-time" = "\"10s\"", default "10s" => least_answer_time: Option<Period>;
+        /// The highest fee rate that an announcement may pay, in sat/vB
+        "max-fee-rate" = "1000", default "1000" => max_fee_rate: Option<SatPerVb>;
+        /// The greatest output of the operator in an announcement, in satoshi
+        "max-operator-output" = "50000", default "50000" => max_operator_output: Option<u32>;
+        /// The highest price of joining, or of an announcement, in satoshi
+        "max-cost" = "0", default "0" => max_cost: Option<f64>;
+        /// Accept cohorts whose service receives hashes of updates only
+        "accept-hashes" = "true", default "true" => accept_hashes: Option<bool>;
+        /// Accept cohorts in which others may register a DID without control of it
+        "accept-blind" = "false", default "false" => accept_blind: Option<bool>;
+        /// What happens to offers that this policy does not accept: decline, or hold until you approve
+        "otherwise" = "\"decline\"", default "decline" => otherwise: Otherwise;
+        /// Whether cohorts are joined: auto, ask or never
+        "join" = "\"auto\"", default "auto" => join: Consent;
+        /// Whether its cohorts are followed to their successors: auto, ask or never
+        "move" = "\"auto\"", default "auto" => moving: Consent;
+        /// How announcements are signed: auto, ask, or ask-own where an update of yours is in it
+        "sign" = "\"auto\"", default "auto" => sign: Signing;
+        /// How long a decision may take; then it is a rejection
+        "timeout" = "\"5m\"", default "5m" => timeout: Option<Period>;
+        /// How many announcements of one cohort are signed in 24 hours
+        "announcements-per-day" = "24", default "no limit" => announcements_per_day: Option<u32>;
+        /// How many updates of one DID are submitted in 24 hours
+        "updates-per-did-per-day" = "4", default "no limit" => updates_per_did_per_day: Option<u32>;
+        /// After which time a service that cannot be reached is reported
+        "silence" = "\"1d\"", default "1d" => silence: Option<Period>;
+        /// A command with its arguments that decides instead of a person: exit status 0 approves
+        "hook" = "[\"/usr/local/bin/decide\"]", default "none" => hook: Vec<String>;
+    }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct BackupFile {
-    directory: PathBuf,
-    keep: Option<usize>,
-    pause: Option<Period>,
+table! {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct BackupFile {
+        /// The directory
+        "directory" = "\"/var/backups/btcr2-member\"" => directory: PathBuf;
+        /// How many files stay there
+        "keep" = "10", default "10" => keep: Option<usize>;
+        /// Changes within this time are in one backup
+        "pause" = "\"2s\"", default "2s" => pause: Option<Period>;
+    }
 }
+
+/// A table of the file, with its keys.
+pub(in crate::cli) struct Section {
+    /// The table's head; nothing for the keys before the first table.
+    pub(in crate::cli) head: &'static str,
+    /// What it is for.
+    pub(in crate::cli) help: &'static str,
+    /// The keys that are set in the sample. A table of which none is set is not in it either.
+    pub(in crate::cli) set: &'static [&'static str],
+    /// Without these keys the table is not read.
+    pub(in crate::cli) needed: &'static [&'static str],
+    /// All keys.
+    pub(in crate::cli) keys: &'static [Key],
+}
+
+/// The tables of the file, in the order of the sample.
+pub(in crate::cli) const SECTIONS: [Section; 5] = [
+    Section {
+        head: "",
+        help: "The network, the chain and the files. Paths are relative to the directory of this file",
+        set: &["network", "chain"],
+        needed: &["network"],
+        keys: MemberFile::KEYS,
+    },
+    Section {
+        head: "[[service]]",
+        help: "A service at which seats are taken. Several: repeat the table",
+        set: &["name", "url"],
+        needed: &["name"],
+        keys: ServiceFile::KEYS,
+    },
+    Section {
+        head: "[[seat]]",
+        help: "A seed of seats, and the DIDs that its seats register. Several: repeat the table",
+        set: &["name", "seed"],
+        needed: &["name", "seed"],
+        keys: SeatFile::KEYS,
+    },
+    Section {
+        head: "[policy]",
+        help: "What the agent does by itself, what it asks for, and what it declines: see docs/member.md",
+        set: &["timeout"],
+        needed: &[],
+        keys: PolicyFile::KEYS,
+    },
+    Section {
+        head: "[backup]",
+        help: "Encrypted backups after each change. The passphrase is in the variable BTCR2_PASSPHRASE",
+        set: &[],
+        needed: &["directory"],
+        keys: BackupFile::KEYS,
+    },
+];
 
 impl PolicyFile {
     fn policy(self) -> Policy {
@@ -183,6 +291,18 @@ fn usage(problem: impl std::fmt::Display) -> ProgramError {
 pub(super) fn policy(path: &Path) -> Result<Policy, ProgramError> {
     let file: MemberFile = config::read(path).map_err(usage)?;
     Ok(file.policy.policy())
+}
+
+/// Whether a text is such a file, for the sample.
+#[cfg(test)]
+pub(in crate::cli) fn check_file(text: &str) -> Result<(), String> {
+    toml::from_str::<MemberFile>(text).map(drop).map_err(|error| error.to_string())
+}
+
+/// The policy of a `[policy]` with this text, for the defaults that are shown.
+#[cfg(test)]
+pub(in crate::cli) fn policy_of(text: &str) -> Result<Policy, String> {
+    toml::from_str::<PolicyFile>(text).map(PolicyFile::policy).map_err(|error| error.to_string())
 }
 
 /// What the command line has of it.

@@ -31,6 +31,12 @@ use crate::{
     serve::{self, ChainConfig, Coins, PageSettings, ServeConfig, Tls},
 };
 
+/// Whether a text is a file of `--config`, for the sample.
+#[cfg(test)]
+pub(super) fn check_file(text: &str) -> Result<(), String> {
+    toml::from_str::<ServeSettings>(text).map(drop).map_err(|error| error.to_string())
+}
+
 pub(super) fn main(args: ServeArgs) -> ExitCode {
     let outcome = configs(args).and_then(|configs| {
         crate::telemetry::raise_open_files();

@@ -45,6 +45,7 @@ pub mod singleton;
 mod socket;
 pub mod standing;
 mod storage;
+pub mod systemd;
 pub mod telemetry;
 pub mod vault;
 mod words;

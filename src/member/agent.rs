@@ -19,7 +19,7 @@ use super::{
     data::Keeping,
     identities,
     leaving::{self, Exits},
-    lives::{End, notify},
+    lives::End,
     notice::MemberNotice,
     queue::{Queue, Stage},
     report::{Log, Reporter},
@@ -43,6 +43,7 @@ use crate::{
     join::standing::{Filing, text},
     protocol::did::Did,
     storage::Storage,
+    systemd,
 };
 
 /// How many notices may wait.
@@ -264,7 +265,7 @@ impl Life {
         let dids = self.seeds.iter().map(|seed| seed.controller.indexes().len()).sum();
         let open = self.queue.open_items().len();
         self.reporter.notice(&MemberNotice::MemberReady { seats: self.seeds.len(), dids, open, socket });
-        notify(sd_notify::NotifyState::Ready);
+        systemd::notify(&[sd_notify::NotifyState::Ready]);
         tokio::pin!(reporting);
         let members: Vec<Member> = self.seeds.iter().map(|seed| seed.member.clone()).collect();
         let mut failed: FuturesUnordered<_> =

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use sd_notify::NotifyState;
+
 use super::{agent, config::MemberConfig, notice::MemberNotice};
-use crate::{error::ProgramError, events::Printer};
+use crate::{error::ProgramError, events::Printer, systemd};
 
 /// The pause before it starts again, which doubles with each attempt.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -41,7 +43,7 @@ pub async fn run(config: MemberConfig, stop: impl Future<Output = ()>) -> Result
         let mut is_ready = false;
         let problem = match agent::live(&config, &printer, stop.as_mut(), &mut is_ready).await {
             End::Stopped => {
-                notify(sd_notify::NotifyState::Stopping);
+                systemd::notify(&[NotifyState::Stopping]);
                 let stopped = MemberNotice::MemberStopped;
                 printer.notice(&stopped, stopped.text());
                 return Ok(());
@@ -60,12 +62,5 @@ pub async fn run(config: MemberConfig, stop: impl Future<Output = ()>) -> Result
             () = &mut stop => return Ok(()),
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
-
-/// Notifies systemd, if it has started the program with `Type=notify`.
-pub(super) fn notify(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "systemd cannot be notified");
     }
 }

@@ -48,7 +48,8 @@ impl Readiness {
         self.state().problems.iter().map(|(part, problem)| format!("{part}: {problem}")).collect()
     }
 
-    fn is_ready(&self) -> bool {
+    /// Whether `/readyz` answers that it is ready.
+    pub fn is_ready(&self) -> bool {
         let state = self.state();
         state.takes_requests && state.problems.is_empty()
     }

@@ -24,6 +24,7 @@ use crate::{
     cas::Publication,
     control::ControlConfig,
     protocol::{cohort::service::Limits, identity::Identity, network::Network},
+    systemd::Unit,
 };
 
 /// The configuration of a service.
@@ -99,6 +100,8 @@ pub struct ServeConfig {
     pub public_page: Option<PageSettings>,
     /// The URL by which everyone reaches the service, without a slash at its end. Without it, that of the socket.
     pub public_url: Option<String>,
+    /// What systemd is to know of this process. A host that embeds the service reports itself.
+    pub unit: Option<Unit>,
 }
 
 impl ServeConfig {
@@ -141,6 +144,7 @@ impl ServeConfig {
             directory: false,
             public_page: None,
             public_url: None,
+            unit: None,
         }
     }
 

@@ -171,6 +171,8 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
     let hangups = Hangups::new();
     // Of the supervisor, and of the HTTP server: without one of their actors the process is not ready.
     let vitals = Vitals::default();
+    let unit = config.unit.clone();
+    let _added = unit.as_ref().map(|unit| unit.add(config.name.as_deref(), readiness.clone(), vitals.clone()));
     let mut listeners =
         Listeners::build(&config, &storage, clock, &printer, metrics.sources(), &contacts, &vitals).await?;
 
@@ -362,7 +364,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
             readiness.set(false);
             Err(ProgramError::Internal(format!("{gone}; restart with the same --state to continue")))
         }
-        never = tls::reload(listeners.tls.clone(), admission, hangups, printer.clone()) => match never {},
+        never = tls::reload(listeners.tls.clone(), admission, hangups, printer.clone(), unit) => match never {},
         outcome = standing => {
             readiness.set(false);
             outcome

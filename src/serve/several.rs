@@ -15,6 +15,7 @@ use crate::{error::ProgramError, events::Printer};
 /// [`ProgramError`] when one cannot start, or the first that has failed.
 pub async fn run_all(configs: Vec<ServeConfig>, stop: impl Future<Output = ()>) -> Result<bool, ProgramError> {
     check_names(&configs)?;
+    let unit = configs.iter().find_map(|config| config.unit.clone());
     let (ending, ended) = watch::channel(false);
     let services = configs.into_iter().map(|config| {
         let (mut ended, ending) = (ended.clone(), &ending);
@@ -35,12 +36,28 @@ pub async fn run_all(configs: Vec<ServeConfig>, stop: impl Future<Output = ()>) 
         .boxed_local()
     });
     let mut services = join_all(services);
-    let outcomes = tokio::select! {
-        outcomes = &mut services => outcomes,
-        () = stop => {
-            ending.send_replace(true);
-            services.await
+    let running = async {
+        tokio::select! {
+            outcomes = &mut services => outcomes,
+            () = stop => {
+                if let Some(unit) = &unit {
+                    unit.stop();
+                }
+                ending.send_replace(true);
+                services.await
+            }
         }
+    };
+    // Also while it stops: systemd expects signs of life until the end.
+    let watching = async {
+        match unit.clone() {
+            Some(unit) => unit.watch().await,
+            None => std::future::pending().await,
+        }
+    };
+    let outcomes = tokio::select! {
+        outcomes = running => outcomes,
+        never = watching => match never {},
     };
     outcomes.into_iter().try_fold(true, |all, outcome| Ok(all & outcome?))
 }

@@ -18,6 +18,7 @@ use crate::{
     error::ProgramError,
     events::Printer,
     inputs,
+    systemd::Unit,
     telemetry::Hangups,
 };
 
@@ -86,9 +87,11 @@ pub(super) async fn reload(
     admission: AdmissionRules,
     mut hangups: Hangups,
     printer: Printer,
+    unit: Option<Unit>,
 ) -> Infallible {
     loop {
         hangups.next().await;
+        let _reloading = unit.as_ref().map(Unit::reload);
         let listed = admission.reload();
         let has_list = listed.is_some();
         match listed {

@@ -94,6 +94,8 @@ mod standing_crashes;
 mod standing_processes;
 mod state_cli;
 mod story;
+#[cfg(unix)]
+mod systemd;
 mod takeover_processes;
 mod tls;
 mod unread_output;

@@ -18,6 +18,7 @@ use crate::{
     error::ProgramError,
     events::Printer,
     member::{self, OfflineError},
+    systemd,
     telemetry::{Hangups, ignore_hangups},
 };
 
@@ -183,6 +184,8 @@ fn run(config: member::MemberConfig) -> Result<(), ProgramError> {
         tokio::select! {
             outcome = member::run(config, stop) => outcome,
             never = ignore_hangups(hangups, printer) => match never {},
+            // An agent that waits for a disk or a service is alive: only an event loop that stands still is not.
+            never = systemd::beat() => match never {},
         }
     })
 }

@@ -29,6 +29,7 @@ use crate::{
     error::ProgramError,
     protocol::network::Network,
     serve::{self, ChainConfig, Coins, PageSettings, ServeConfig, Tls},
+    systemd::Unit,
 };
 
 /// Whether a text is a file of `--config`, for the sample.
@@ -38,8 +39,10 @@ pub(super) fn check_file(text: &str) -> Result<(), String> {
 }
 
 pub(super) fn main(args: ServeArgs) -> ExitCode {
-    let outcome = configs(args).and_then(|configs| {
+    let outcome = configs(args).and_then(|mut configs| {
         crate::telemetry::raise_open_files();
+        let unit = Unit::new(configs.len());
+        configs.iter_mut().for_each(|config| config.unit = Some(unit.clone()));
         super::block_on(async { serve::run_all(configs, crate::telemetry::stop_signal()).await })
     });
     match outcome {

@@ -8,6 +8,9 @@ pub mod http;
 pub mod journal;
 pub mod sources;
 
+#[cfg(test)]
+mod deployed;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -101,6 +104,7 @@ struct Inner {
     bans: Counter,
     announcements: Counters<1>,
     missed: Counter,
+    alarms: Counters<1>,
     journal_seconds: Histograms<1>,
 }
 
@@ -114,7 +118,7 @@ impl Metrics {
         let (ended, messages, rejections) = (Counters::default(), Counters::default(), Counters::default());
         let (restarts, recovered, bans, missed) =
             (Counter::default(), Counter::default(), Counter::default(), Counter::default());
-        let announcements = Counters::default();
+        let (announcements, alarms) = (Counters::default(), Counters::default());
         registry.register("cohorts", "Cohorts that have not ended, by phase", cohorts.clone());
         registry.register_with_unit(
             "phase",
@@ -133,6 +137,7 @@ impl Metrics {
         registry.register("recovered_cohorts", "Cohorts restored from the journal", recovered.clone());
         registry.register("bans", "Members that were banned", bans.clone());
         registry.register("announcements", "Steps of announcements on the chain, by event", announcements.clone());
+        registry.register("alarms", "Alarms that were raised, by kind", alarms.clone());
         registry.register("missed_notices", "Notices that came too fast to be counted", missed.clone());
         registry.register_with_unit(
             "journal",
@@ -160,6 +165,7 @@ impl Metrics {
             bans,
             announcements,
             missed,
+            alarms,
             journal_seconds,
         }))
     }
@@ -247,6 +253,18 @@ impl Metrics {
     pub fn observe_announcement(&self, step: &AnnouncementNotice) {
         let event: &'static str = step.into();
         self.0.announcements.get_or_create(&[("event", event.to_owned())]).inc();
+    }
+
+    /// Shows these kinds of alarms from the start: Prometheus does not see the first increase of a counter that begins with it.
+    pub fn expect_alarms(&self, kinds: &[&str]) {
+        for kind in kinds {
+            drop(self.0.alarms.get_or_create(&[("alarm", (*kind).to_owned())]));
+        }
+    }
+
+    /// Counts an alarm.
+    pub fn alarm(&self, kind: &str) {
+        self.0.alarms.get_or_create(&[("alarm", kind.to_owned())]).inc();
     }
 
     /// `kind` is the message's type in the wire format.

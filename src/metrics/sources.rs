@@ -11,6 +11,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
+use super::http::Readiness;
 use crate::actors::{
     load::Load,
     transport::{
@@ -26,6 +27,7 @@ pub struct Sources(Mutex<Known>);
 
 #[derive(Clone, Default)]
 struct Known {
+    readiness: Option<Readiness>,
     load: Option<Load>,
     http: Option<HttpServer>,
     nostr: Option<NostrTransport>,
@@ -33,6 +35,11 @@ struct Known {
 }
 
 impl Sources {
+    /// Whether the process is ready, as `/readyz` answers.
+    pub fn readiness(&self, readiness: Readiness) {
+        self.known().readiness = Some(readiness);
+    }
+
     /// The messages of a service, and those that wait for its actors. For one service, or for several that share one
     /// `Load`.
     pub fn load(&self, load: Load) {
@@ -68,8 +75,15 @@ impl fmt::Debug for Sources {
 
 impl Collector for Sources {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let Known { load, http, nostr, embedded } = self.known().clone();
+        let Known { readiness, load, http, nostr, embedded } = self.known().clone();
         let mut page = Page(&mut encoder);
+        if let Some(readiness) = readiness {
+            page.gauges(
+                "ready",
+                "1 if /readyz answers that the service is ready, else 0",
+                [([], usize::from(readiness.is_ready()))],
+            )?;
+        }
         if let Some(load) = load {
             page.load(&load)?;
         }

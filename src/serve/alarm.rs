@@ -20,6 +20,7 @@ use crate::{
     actors::{standing::notice::StandingNotice, transport::tls::Trust},
     bitcoin::notice::AnnouncementNotice,
     events::Printer,
+    metrics::Metrics,
     protocol::text::MOST_SHOWN,
 };
 
@@ -137,6 +138,7 @@ impl AlarmLog {
 pub(super) struct Alarms {
     queue: Option<mpsc::Sender<Alarm>>,
     log: AlarmLog,
+    metrics: Option<Metrics>,
 }
 
 /// The task that executes alarms, until every [`Alarms`] is dropped.
@@ -146,9 +148,18 @@ impl Alarms {
     /// Starts the task that executes `on_alarm` for each alarm, one after the other.
     pub(super) fn start(on_alarm: Option<OnAlarm>, printer: Printer) -> (Self, AlarmTask) {
         let log = AlarmLog::default();
-        let Some(on_alarm) = on_alarm else { return (Self { queue: None, log }, AlarmTask(None)) };
+        let Some(on_alarm) = on_alarm else {
+            return (Self { log, ..Self::default() }, AlarmTask(None));
+        };
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        (Self { queue: Some(sender), log }, AlarmTask(Some(actix_rt::spawn(give_all(on_alarm, receiver, printer)))))
+        let task = AlarmTask(Some(actix_rt::spawn(give_all(on_alarm, receiver, printer))));
+        (Self { queue: Some(sender), log, metrics: None }, task)
+    }
+
+    /// The same, which also counts alarms.
+    pub(super) fn counted(self, metrics: Metrics) -> Self {
+        metrics.expect_alarms(&ALARMS);
+        Self { metrics: Some(metrics), ..self }
     }
 
     /// The last alarms.
@@ -181,6 +192,9 @@ impl Alarms {
         };
         let alarm = Alarm { kind, text, json };
         self.log.add(&alarm);
+        if let Some(metrics) = &self.metrics {
+            metrics.alarm(&alarm.kind);
+        }
         if let Some(sender) = &self.queue
             && sender.try_send(alarm).is_err()
         {
@@ -300,6 +314,16 @@ mod tests {
         for kind in ALARMS {
             assert!(manual.contains(&format!("| `{kind}` |")), "{kind} is in no table of operating.md");
         }
+    }
+
+    #[test]
+    fn prometheus_alerts_are_for_every_alarm_and_no_other() {
+        let alerts = include_str!("../../deploy/alerts.yaml");
+        let kinds = |part: &str| part.split('"').next().unwrap().split('|').map(str::to_owned).collect::<Vec<_>>();
+        let by_name = alerts.split("alarm=\"").skip(1).flat_map(kinds);
+        let by_list = alerts.split("alarm=~\"").skip(1).flat_map(kinds);
+        let alerted: std::collections::BTreeSet<_> = by_name.chain(by_list).collect();
+        assert_eq!(alerted, ALARMS.iter().map(|kind| (*kind).to_owned()).collect());
     }
 
     #[test]

@@ -157,6 +157,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         AdmissionRules::new(config.allow_list.as_deref(), invites.clone(), of_admission, clock, printer.clone())?;
     let ledger = Ledger::open(storage.state()).await?;
     let (metrics, readiness) = (Metrics::new(clock), Readiness::default());
+    metrics.sources().readiness(readiness.clone());
     let metrics_server = match &config.metrics_listen {
         Some(address) => {
             let (serving, url) = metrics_http::serve(address, metrics.clone(), readiness.clone())?;
@@ -263,6 +264,7 @@ pub async fn run(config: ServeConfig, stop: impl Future<Output = ()>) -> Result<
         _ => None,
     };
     let (alarms, alarm_task) = Alarms::start(config.on_alarm.clone(), printer.clone());
+    let alarms = alarms.counted(metrics.clone());
     let chain = match (&operator, &config.coins) {
         (Operator::Chain(operator), Coins::Chain(chain)) => {
             Some((Arc::clone(&operator.announcements().settings().chain), chain.poll))

@@ -31,6 +31,8 @@ mod chain_signals;
 mod chain_sources;
 mod check_cli;
 mod confirmations;
+#[cfg(unix)]
+mod container;
 mod control;
 mod cost;
 mod crash_participant;

@@ -34,7 +34,7 @@ fn every_test_that_a_document_names_exists() {
 fn every_relative_link_has_a_target() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut documents = documents(root);
-    documents.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root.join(name)));
+    documents.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"].map(|name| root.join(name)));
     for document in documents {
         let text = fs::read_to_string(&document).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

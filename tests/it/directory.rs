@@ -336,7 +336,7 @@ fn people_see_the_same_on_the_page_without_a_script() {
     );
     assert!(!head.contains("access-control-allow-origin"), "{head}");
     let cohort = &shown["cohorts"][0];
-    let unescaped = page.replace("&#x27;", "'").replace("&quot;", "\"").replace("&#x2f;", "/");
+    let unescaped = page.replace("&#39;", "'").replace("&quot;", "\"").replace("&#x2f;", "/");
     for text in cohort["inWords"]
         .as_array()
         .unwrap()

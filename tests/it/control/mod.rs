@@ -120,7 +120,29 @@ impl Controlled {
             crate::support::command(&[&["ctl", "--json", "--state", &self.state, "events"], arguments].concat());
         let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
         let lines = std::io::BufReader::new(child.stdout.take().unwrap());
-        Events { child, lines }
+        let mut events = Events { child, lines };
+        if !arguments.contains(&"--after") {
+            self.until_connected(&mut events);
+        }
+        events
+    }
+
+    /// Makes changes until the reader prints one: what comes from then on is not missed.
+    fn until_connected(&self, events: &mut Events) {
+        let is_connected = std::sync::atomic::AtomicBool::new(false);
+        let connected = std::sync::atomic::Ordering::SeqCst;
+        let state = &self.state;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let until = std::time::Instant::now() + PATIENCE;
+                while !is_connected.load(connected) && std::time::Instant::now() < until {
+                    let ban = ["ban", "add", "198.51.100.77", "--reason", "so that an event comes"];
+                    run(&[&["ctl", "--json", "--state", state][..], &ban].concat()).succeeded();
+                }
+            });
+            events.event("changed");
+            is_connected.store(true, connected);
+        });
     }
 }
 

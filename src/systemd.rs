@@ -17,7 +17,12 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// By how much each look at a process that starts extends the time for its start, in microseconds: a node may take hours until it
 /// answers, and a start that is ended would have to wait again.
-const LONGER: u32 = 60_000_000;
+const LONGER: u32 = 120_000_000;
+
+/// Reports that the start goes on. It is no failure that something that is needed, e.g. the node, is not there yet.
+pub(crate) fn starts_longer() {
+    notify(&[NotifyState::ExtendTimeoutUsec(LONGER)]);
+}
 
 /// Sends one state to systemd.
 pub(crate) fn notify(states: &[NotifyState<'_>]) {

@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// answers, and a start that is ended would have to wait again.
 const LONGER: u32 = 120_000_000;
 
-/// Reports that the start goes on. It is no failure that something that is needed, e.g. the node, is not there yet.
+/// Reports that the start goes on: what is needed, e.g. the node, may come later.
 pub(crate) fn starts_longer() {
     notify(&[NotifyState::ExtendTimeoutUsec(LONGER)]);
 }

@@ -9,7 +9,7 @@
 //!
 //! No decision of the protocol is made here: calls translate to the handles of the actors, and their refusals to answers. It is apart
 //! from the routes that members use: another socket, another server. Without a token only the owner of the state directory is admitted,
-//! over a UNIX socket in it. `openapi.json` describes every route. Beside the API the same listeners serve [`pages`], if there are some.
+//! over a UNIX socket in it. `openapi.json` describes every route. Beside the API the same listeners serve `pages`, if there are some.
 
 mod answer;
 mod audit;

@@ -15,6 +15,8 @@ use serde_json::Value;
 /// The most cohorts, and the most events of each. Beyond it the oldest is dropped.
 const MOST_COHORTS: NonZero<usize> = NonZero::new(512).expect("not zero");
 const MOST_EVENTS: usize = 128;
+/// The most of them that peers can cause.
+const MOST_OF_PEERS: usize = 16;
 
 /// The most members of which a contribution is remembered.
 const MOST_MEMBERS: usize = 4_096;
@@ -95,12 +97,23 @@ fn cohort_of(event: &Value) -> Option<&str> {
     event["cohortId"].as_str().or(target)
 }
 
+/// Whether any peer can cause such an event.
+fn is_by_peer(event: &Value) -> bool {
+    event["event"].as_str().is_some_and(|kind| kind.starts_with("message-"))
+}
+
 impl Timelines {
     /// Takes an event, with its time.
     pub(crate) fn take(&self, event: &Value) {
         let (Some(cohort_id), Some(kind)) = (cohort_of(event), event["event"].as_str()) else { return };
         let mut timelines = self.lock();
-        let timeline = timelines.get_or_insert_mut(cohort_id.to_owned(), Timeline::default);
+        // Any peer can cause these, for identifiers of its choice: they make no timeline, and push nothing else out.
+        let by_peer = is_by_peer(event);
+        let timeline = match by_peer {
+            true => timelines.peek_mut(cohort_id),
+            false => Some(timelines.get_or_insert_mut(cohort_id.to_owned(), Timeline::default)),
+        };
+        let Some(timeline) = timeline else { return };
         let contribution = CONTRIBUTIONS.iter().find(|known| **known == kind);
         if let (Some(event_kind), Some(did)) = (contribution, event["participant"].as_str())
             && (timeline.last.len() < MOST_MEMBERS || timeline.last.contains_key(did))
@@ -132,7 +145,11 @@ impl Timelines {
             }
         }
         if contribution.is_none() {
-            if timeline.events.len() >= MOST_EVENTS {
+            let of_peers = timeline.events.iter().filter(|event| is_by_peer(event)).count();
+            if by_peer && of_peers >= MOST_OF_PEERS {
+                let first = timeline.events.iter().position(is_by_peer);
+                first.and_then(|first| timeline.events.remove(first));
+            } else if timeline.events.len() >= MOST_EVENTS {
                 timeline.events.pop_front();
             }
             timeline.events.push_back(event.clone());
@@ -207,8 +224,15 @@ mod tests {
     #[test]
     fn many_events_and_cohorts_do_not_make_it_grow() {
         let timelines = Timelines::default();
+        timelines.take(&json!({ "event": "keygen-complete", "cohortId": "peers", "at": 0 }));
         for number in 0..2_000 {
-            timelines.take(&json!({ "event": "message-rejected", "cohortId": "c", "at": number }));
+            timelines.take(&json!({ "event": "message-rejected", "cohortId": "peers", "at": number }));
+            timelines.take(&json!({ "event": "message-rejected", "cohortId": format!("x{number}"), "at": number }));
+        }
+        assert_eq!(timelines.events("peers").map(|events| events.len()), Some(1 + MOST_OF_PEERS));
+        assert_eq!(timelines.lock().len(), 1);
+        for number in 0..2_000 {
+            timelines.take(&json!({ "event": "cohort-reformed", "cohortId": "c", "at": number }));
             timelines
                 .take(&json!({ "event": "cohort-advertised", "cohortId": format!("c{number}"), "at": number }));
         }

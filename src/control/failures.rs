@@ -97,7 +97,8 @@ impl Failures {
     }
 
     fn wait(&self, subject: &Subject, now: Timestamp) -> Duration {
-        self.lock().peek(subject).map_or(Duration::ZERO, |failed| failed.until.since(now))
+        let until = self.lock().peek(subject).map(|failed| failed.until);
+        until.filter(|until| !now.is_over(*until, LONGEST)).map_or(Duration::ZERO, |until| until.since(now))
     }
 
     fn lock(&self) -> MutexGuard<'_, LruCache<Subject, Failed>> {

@@ -186,7 +186,7 @@ impl<H: Clone> Sessions<H> {
 
     fn has_ended(&self, session: &Session<H>, now: Timestamp) -> bool {
         let SessionLimits { idle, longest, .. } = self.0.limits;
-        now.since(session.used) >= idle || now.since(session.opened) >= longest
+        now.is_over(session.used + idle, idle) || now.is_over(session.opened + longest, longest)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SessionKey, Session<H>>> {

@@ -130,7 +130,7 @@ impl ContactNotice {
                 let way = if *seconds < 0 { "behind" } else { "ahead of" };
                 format!(
                     "warning: our clock is {} {way} that of {peer}, and messages are refused until they are at most {} s apart. Is the time \
-                     of this machine right (timedatectl)? Nothing is lost meanwhile",
+                     of this machine right (timedatectl)?",
                     humantime::format_duration(apart),
                     CLOCK_SKEW.as_secs()
                 )

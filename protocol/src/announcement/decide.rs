@@ -225,7 +225,8 @@ impl Deciding {
     /// another transaction that spends its coin.
     fn submit_if_due(&mut self) {
         let Some(announcing) = self.announcing().filter(|_| !self.next.held) else { return };
-        if announcing.lacks_something(&self.next.sight) && announcing.submit_at <= self.at {
+        let is_due = self.at.is_over(announcing.submit_at, self.next.rules.rebroadcast);
+        if announcing.lacks_something(&self.next.sight) && is_due {
             self.fact(E::Rebroadcast { at: self.at });
         }
     }

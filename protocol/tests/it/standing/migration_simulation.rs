@@ -11,7 +11,7 @@ use btcr2_aggregation_protocol::cohort::standing::{
 use super::{cohort::NETWORK, migration_world::Migration, world::World};
 use crate::sim_support::dice::{Dice, for_each_seed};
 
-fn terms(dice: &mut Dice, beacon: StandingBeacon, seats: u16) -> StandingTerms {
+pub(super) fn terms(dice: &mut Dice, beacon: StandingBeacon, seats: u16) -> StandingTerms {
     let mut terms = StandingTerms::new(beacon, NETWORK, seats, seats);
     terms.pending_update_trigger = Some(1);
     terms.min_seconds_between_announcements = 60 + dice.below(1_800) as u32;

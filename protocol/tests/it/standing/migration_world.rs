@@ -42,13 +42,7 @@ impl Migration {
         let advertise = CohortInput::AdvertiseSuccessor(succession);
         let outgoing = new.service.feed(new.now, &advertise, &mut new.rng).unwrap();
         new.send_all(outgoing);
-        new.run_until_quiet();
-        if let Ok(outgoing) = new.service.feed(new.now, &CohortInput::Finalize, &mut new.rng) {
-            new.send_all(outgoing);
-        }
-        new.run_until_quiet();
-        (0..numbers.len()).for_each(|at| new.register(at));
-        new.run_until_quiet();
+        new.form();
         let outgoing = new.service.open_now(new.now, OpportunityKind::Roster, &mut new.rng);
         new.send_all(outgoing);
         new.run_until_quiet();

@@ -6,13 +6,12 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use btcr2_aggregation_protocol::{
-    cohort::standing::{StandingBeacon, StandingTerms, cohort::CohortInput, seat::SeatInput},
+    cohort::standing::{StandingBeacon, StandingTerms, seat::SeatInput},
     hash::{DidIndex, DocumentHash},
 };
 
 use super::{
-    cohort::NETWORK,
-    migration_simulation::trouble,
+    migration_simulation::{terms, trouble},
     seat_node::SeatNode,
     service_node::ServiceNode,
     world::{World, updates_of},
@@ -21,16 +20,9 @@ use crate::sim_support::dice::{Dice, for_each_seed};
 
 const OTHER: &str = "cohort-of-another-service";
 
-fn terms(dice: &mut Dice, seats: u16) -> StandingTerms {
+fn some_terms(dice: &mut Dice, seats: usize) -> StandingTerms {
     let beacon = if dice.below(2) == 0 { StandingBeacon::Cas } else { StandingBeacon::Smt };
-    let mut terms = StandingTerms::new(beacon, NETWORK, seats, seats);
-    terms.min_seconds_between_announcements = 60 + dice.below(1_800) as u32;
-    terms.max_unconfirmed = 1 + dice.below(4) as u8;
-    if seats > 1 && dice.below(3) > 0 {
-        terms.proceeding(1 + dice.below(u64::from(seats) - 1) as u16)
-    } else {
-        terms
-    }
+    terms(dice, beacon, seats as u16)
 }
 
 /// What is final, of all beacons: the update of each version of each DID.
@@ -72,13 +64,7 @@ impl Replacement {
         let mut new = World::of(seed ^ 0x0e3, old.now, ServiceNode::of(4, OTHER, terms), numbers, dids);
         let outgoing = new.service.advert(new.now, &mut new.rng);
         new.send_all(outgoing);
-        new.run_until_quiet();
-        if let Ok(outgoing) = new.service.feed(new.now, &CohortInput::Finalize, &mut new.rng) {
-            new.send_all(outgoing);
-        }
-        new.run_until_quiet();
-        (0..numbers.len()).for_each(|at| new.register(at));
-        new.run_until_quiet();
+        new.form();
         new.deposit(1_000_000);
         let mut both = Self { old, new, announced: Announced::default(), saved: [0; 2] };
         both.follow();
@@ -148,7 +134,7 @@ fn dids_of_a_vanished_service_go_on_at_another() {
     for_each_seed(100, |seed| {
         let mut dice = Dice::new(seed ^ 0x5e1f);
         let seats = 1 + dice.below(5) as usize;
-        let (old_terms, dids) = (terms(&mut dice, seats as u16), 1 + dice.below(3) as usize);
+        let (old_terms, dids) = (some_terms(&mut dice, seats), 1 + dice.below(3) as usize);
         let mut old = World::formed(seed, &old_terms, seats, dids);
         (old.loss, old.repeats, old.max_delay) = (dice.below(100), dice.below(200), 1 + dice.below(30_000));
         for _ in 0..1 + dice.below(4) {
@@ -172,7 +158,7 @@ fn dids_of_a_vanished_service_go_on_at_another() {
         if numbers.iter().all(|number| *number >= seats) {
             numbers.insert(0, 0);
         }
-        let new_terms = terms(&mut dice, numbers.len() as u16);
+        let new_terms = some_terms(&mut dice, numbers.len());
         let mut both = Replacement::new(seed, old, &new_terms, &numbers);
         // Each seat saves its DIDs when it likes; meanwhile the old service broadcasts.
         let of_seat = |at| (0..dids).map(move |did| (at, did));

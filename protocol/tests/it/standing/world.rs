@@ -66,19 +66,21 @@ impl World {
     /// The same with a coin of that value.
     pub fn formed_with(seed: u64, terms: &StandingTerms, seats: usize, dids: usize, value: u64) -> Self {
         let mut world = Self::enrolling(seed, terms, seats, dids);
-        world.run_until_quiet();
-        let finalized = world.service.feed(world.now, &CohortInput::Finalize, &mut world.rng);
-        // It has formed already if it is full.
-        if let Ok(outgoing) = finalized {
-            world.send_all(outgoing);
-        }
-        world.run_until_quiet();
-        for at in 0..seats {
-            world.register(at);
-        }
-        world.run_until_quiet();
+        world.form();
         world.deposit(value);
         world
+    }
+
+    /// What was advertised forms, and all DIDs of its seats are registered.
+    pub(super) fn form(&mut self) {
+        self.run_until_quiet();
+        // It has formed already if it is full.
+        if let Ok(outgoing) = self.service.feed(self.now, &CohortInput::Finalize, &mut self.rng) {
+            self.send_all(outgoing);
+        }
+        self.run_until_quiet();
+        (0..self.seats.len()).for_each(|at| self.register(at));
+        self.run_until_quiet();
     }
 
     pub(super) fn enrolling(seed: u64, terms: &StandingTerms, seats: usize, dids: usize) -> Self {

@@ -109,21 +109,8 @@ fn count(number: u64, one: &str, several: Option<&str>) -> String {
 /// One argument of a command, as a POSIX shell reads it. Whatever the text is, the shell runs nothing of it; what would control the
 /// terminal, or hide, when it is pasted, is replaced.
 pub(crate) fn shell(text: &str) -> String {
-    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./:=@%+,".contains(letter);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        return text.to_owned();
-    }
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('\'');
-    for letter in text.chars() {
-        match letter {
-            '\'' => quoted.push_str("'\\''"),
-            letter if is_unsafe(letter) => quoted.push(char::REPLACEMENT_CHARACTER),
-            letter => quoted.push(letter),
-        }
-    }
-    quoted.push('\'');
-    quoted
+    let shown = |letter: char| if is_unsafe(letter) { char::REPLACEMENT_CHARACTER } else { letter };
+    crate::shell::quoted(&text.chars().map(shown).collect::<String>())
 }
 
 fn short(text: &str) -> String {

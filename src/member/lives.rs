@@ -57,8 +57,10 @@ pub async fn run(config: MemberConfig, stop: impl Future<Output = ()>) -> Result
         }
         let interrupted = MemberNotice::MemberInterrupted { problem, retry_seconds: pause.as_secs() };
         printer.notice(&interrupted, interrupted.text());
-        // Before it was ready, e.g. while the node starts, the start takes longer.
-        systemd::starts_longer();
+        if !was_ready {
+            // E.g. while the node starts.
+            systemd::starts_longer();
+        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = &mut stop => {

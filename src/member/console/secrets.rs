@@ -22,7 +22,7 @@ const LASTS: Duration = Duration::from_secs(15 * 60);
 /// The most that work at once: the oldest is forgotten for another one.
 const MOST: usize = 8;
 
-/// The hash of a secret, and until when it may be used.
+/// The hash of a secret, and when it was made.
 type Secret = ([u8; 32], Timestamp);
 
 /// The hashes of secrets that work. Clones share them.
@@ -30,7 +30,7 @@ type Secret = ([u8; 32], Timestamp);
 pub(super) struct Secrets(Arc<Mutex<VecDeque<Secret>>>);
 
 impl Secrets {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<([u8; 32], Timestamp)>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Secret>> {
         // Each change is one call.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -63,10 +63,7 @@ use std::time::Duration;
 
 use actix_web::{
     HttpMessage, HttpRequest, HttpResponse,
-    http::{
-        Method, StatusCode,
-        header::{HeaderName, LOCATION},
-    },
+    http::{Method, StatusCode},
 };
 use futures::future::LocalBoxFuture;
 use serde_json::{Value, json};
@@ -76,7 +73,7 @@ use crate::{
     html::{
         self, assets,
         forms::{self, Fields},
-        headers,
+        headers::{self, BACKGROUND, see},
         session::Open,
     },
     protocol::time::Timestamp,
@@ -90,9 +87,6 @@ const ROOT: &str = "/console";
 
 /// The page that is shown first.
 const FIRST: &str = "/console/";
-
-/// Marks the requests of a script that refreshes a page.
-const BACKGROUND: HeaderName = HeaderName::from_static("x-background");
 
 /// The console.
 pub(crate) struct Console;
@@ -149,11 +143,6 @@ fn now(shared: &Shared) -> Timestamp {
 
 fn path_and_query(request: &HttpRequest) -> &str {
     request.uri().path_and_query().map_or(FIRST, |whole| whole.as_str())
-}
-
-/// The answer that sends a browser to another page.
-fn see(path: &str) -> HttpResponse {
-    headers::page(&mut HttpResponse::SeeOther()).insert_header((LOCATION, path)).finish()
 }
 
 /// A page.

@@ -34,7 +34,6 @@ mod totp;
 pub(crate) mod views;
 
 use std::{
-    net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
     sync::{
         Arc,
@@ -132,8 +131,7 @@ impl ControlConfig {
     pub(crate) fn address(&self, has_tls: bool) -> Result<Option<(&str, bool)>, ProgramError> {
         let Listen::Address(address) = &self.listen else { return Ok(None) };
         let io_error = |error| ProgramError::Io { what: format!("--control {address}"), error };
-        let resolved: Vec<SocketAddr> = address.to_socket_addrs().map_err(io_error)?.collect();
-        if resolved.iter().all(|address| address.ip().to_canonical().is_loopback()) {
+        if web::is_loopback(address).map_err(io_error)? {
             return Ok(Some((address, false)));
         }
         if !self.remote {

@@ -9,9 +9,8 @@ use std::{
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::HeaderName,
-    web::{self, Bytes, BytesMut, Data, Payload, ServiceConfig},
+    web::{self, Bytes, Data, Payload, ServiceConfig},
 };
-use futures::StreamExt;
 use serde_json::Value;
 
 use super::{
@@ -23,7 +22,10 @@ use super::{
 };
 use crate::{
     actors::transport::connections::{Connections, Proxies},
-    serve::web::Site,
+    serve::{
+        body::{self, Unread},
+        web::Site,
+    },
 };
 
 /// The largest body, in bytes.
@@ -109,7 +111,10 @@ async fn answer(shared: &Arc<Shared>, origin: Origin, request: &HttpRequest, pay
 
 /// The body of a request, if it is not too large, and arrives in time.
 pub(super) async fn body(payload: Payload) -> Result<Bytes, Refusal> {
-    tokio::time::timeout(BODY_TIMEOUT, read(payload)).await.unwrap_or(Err(Refusal::Slow))
+    body::read(payload, MOST_BODY, BODY_TIMEOUT).await.map_err(|unread| match unread {
+        Unread::TooLarge => Refusal::TooLarge,
+        Unread::Slow => Refusal::Slow,
+    })
 }
 
 fn parse(body: &[u8]) -> Result<Option<Value>, Refusal> {
@@ -117,23 +122,4 @@ fn parse(body: &[u8]) -> Result<Option<Value>, Refusal> {
         return Ok(None);
     }
     serde_json::from_slice(body).map(Some).map_err(|error| Refusal::NotJson(format!("JSON expected: {error}")))
-}
-
-/// The whole body, if it is not too large. Of a larger one a part is read and discarded, so that the client, which is still sending,
-/// receives the answer instead of a broken connection.
-async fn read(mut payload: Payload) -> Result<Bytes, Refusal> {
-    let (mut body, mut length) = (BytesMut::new(), 0);
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| Refusal::Slow)?;
-        length += chunk.len();
-        if length <= MOST_BODY {
-            body.extend_from_slice(&chunk);
-        } else {
-            body = BytesMut::new();
-        }
-        if length > MOST_BODY * 4 {
-            break;
-        }
-    }
-    if length > MOST_BODY { Err(Refusal::TooLarge) } else { Ok(body.freeze()) }
 }

@@ -1,13 +1,16 @@
 //! The headers of pages.
 
 use actix_web::{
-    HttpResponseBuilder,
-    http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+    HttpResponse, HttpResponseBuilder,
+    http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, LOCATION},
 };
 
 /// What a page may load and do: its own script, style and images, and its own forms.
 pub(crate) const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// Marks the requests of a script that refreshes a page: they do not count as use of the session.
+pub(crate) const BACKGROUND: HeaderName = HeaderName::from_static("x-background");
 
 /// The security headers.
 const SECURITY: [(&str, &str); 5] = [
@@ -33,4 +36,9 @@ pub(crate) fn page(response: &mut HttpResponseBuilder) -> &mut HttpResponseBuild
     secure(response)
         .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
         .insert_header((CACHE_CONTROL, "no-store"))
+}
+
+/// The answer that sends a browser to another page.
+pub(crate) fn see(path: &str) -> HttpResponse {
+    page(&mut HttpResponse::SeeOther()).insert_header((LOCATION, path)).finish()
 }

@@ -4,6 +4,7 @@
 
 mod admission;
 pub(crate) mod alarm;
+pub(crate) mod body;
 mod config;
 pub(crate) mod desk;
 mod ends;

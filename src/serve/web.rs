@@ -188,6 +188,14 @@ pub(crate) fn bind<S: Site>(
 const BACKLOG: u32 = 2048;
 
 /// A socket for each address that the text resolves to; `localhost:8080` has two.
+/// Whether only this machine reaches an address, whatever it resolves to.
+///
+/// # Errors
+/// It cannot be resolved.
+pub(crate) fn is_loopback(address: &str) -> io::Result<bool> {
+    Ok(address.to_socket_addrs()?.all(|address| address.ip().to_canonical().is_loopback()))
+}
+
 fn listen(address: &str) -> io::Result<Vec<TcpListener>> {
     let (mut listeners, mut problem) = (Vec::new(), None);
     for address in address.to_socket_addrs()? {

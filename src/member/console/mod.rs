@@ -13,12 +13,7 @@ mod pages;
 mod secrets;
 mod site;
 
-use std::{
-    io::IsTerminal,
-    net::{SocketAddr, ToSocketAddrs},
-    rc::Rc,
-    sync::Arc,
-};
+use std::{io::IsTerminal, rc::Rc, sync::Arc};
 
 use zeroize::Zeroizing;
 
@@ -67,9 +62,7 @@ pub(super) struct Serving {
 /// [`ProgramError::Usage`] if other machines reach it.
 pub(super) fn check(address: &str) -> Result<(), ProgramError> {
     let what = || format!("--console {address}");
-    let resolved = address.to_socket_addrs().map_err(|error| ProgramError::Io { what: what(), error })?;
-    let resolved: Vec<SocketAddr> = resolved.collect();
-    if !resolved.iter().all(|address| address.ip().to_canonical().is_loopback()) {
+    if !web::is_loopback(address).map_err(|error| ProgramError::Io { what: what(), error })? {
         return Err(ProgramError::Usage(format!(
             "{}: other machines reach this address. Use a loopback address, e.g. 127.0.0.1:8087, and a tunnel (ssh -L)",
             what()

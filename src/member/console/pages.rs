@@ -4,13 +4,10 @@ use actix_web::{HttpResponse, http::StatusCode, web::Query};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use super::{
-    super::control::Request,
-    site::{Visit, see},
-};
+use super::{super::control::Request, site::Visit};
 use crate::{
     cost::WalletKind,
-    html::forms::Fields,
+    html::{forms::Fields, headers::see},
     protocol::{cohort::standing::StandingTerms, did::Did},
     words,
 };

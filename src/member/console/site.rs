@@ -6,11 +6,10 @@ use actix_web::{
     HttpMessage, HttpRequest, HttpResponse,
     http::{
         Method, StatusCode,
-        header::{HOST, HeaderName, HeaderValue, LOCATION, SET_COOKIE},
+        header::{HOST, HeaderValue, SET_COOKIE},
     },
-    web::{self, Bytes, BytesMut, Data, Payload, ServiceConfig},
+    web::{self, Data, Payload, ServiceConfig},
 };
-use futures::StreamExt;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -23,11 +22,11 @@ use crate::{
     html::{
         self, assets,
         forms::{self, Fields},
-        headers,
+        headers::{self, BACKGROUND, see},
         session::{Open, Sessions},
     },
     protocol::network::Network,
-    serve::web::Site,
+    serve::{body, web::Site},
 };
 
 /// The largest body of a form, in bytes, and how long it may take.
@@ -36,9 +35,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// No proxy is trusted: only this machine connects.
 const PROXIES: Proxies = Proxies::None;
-
-/// Marks the requests of a script that refreshes a page: they do not count as use of the session.
-const BACKGROUND: HeaderName = HeaderName::from_static("x-background");
 
 /// What all requests share.
 pub(super) struct Shared {
@@ -144,20 +140,8 @@ fn is_our_host(request: &HttpRequest) -> bool {
 
 async fn form(request: &HttpRequest, payload: Payload) -> Option<Fields> {
     let is_form = request.content_type().eq_ignore_ascii_case("application/x-www-form-urlencoded");
-    let body = tokio::time::timeout(BODY_TIMEOUT, body(payload)).await.ok()??;
+    let body = body::read(payload, MOST_BODY, BODY_TIMEOUT).await.ok()?;
     is_form.then(|| Fields::parse(&body)).flatten()
-}
-
-async fn body(mut payload: Payload) -> Option<Bytes> {
-    let mut body = BytesMut::new();
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.ok()?;
-        if body.len() + chunk.len() > MOST_BODY {
-            return None;
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Some(body.freeze())
 }
 
 fn login(shared: &Shared, status: StatusCode, problem: Option<&str>) -> HttpResponse {
@@ -185,11 +169,6 @@ fn set_cookie(response: &mut HttpResponse, cookie: &str) {
     if let Ok(cookie) = HeaderValue::from_str(cookie) {
         response.headers_mut().insert(SET_COOKIE, cookie);
     }
-}
-
-/// The answer that sends a browser to another page.
-pub(super) fn see(path: &str) -> HttpResponse {
-    headers::page(&mut HttpResponse::SeeOther()).insert_header((LOCATION, path)).finish()
 }
 
 fn text(status: StatusCode, text: &'static str) -> HttpResponse {

@@ -8,9 +8,8 @@ use actix_web::{
         Method, StatusCode,
         header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, VARY},
     },
-    web::{self, Bytes, BytesMut, Data, Payload, ServiceConfig},
+    web::{self, Bytes, Data, Payload, ServiceConfig},
 };
-use futures::StreamExt;
 use serde_json::json;
 
 use super::{
@@ -27,7 +26,10 @@ use crate::{
         },
     },
     protocol::resolution::RESULT_MEDIA_TYPE,
-    serve::web::Site,
+    serve::{
+        body::{self, Unread},
+        web::Site,
+    },
 };
 
 /// The path before the DID.
@@ -91,9 +93,11 @@ async fn answer(
     let mut body_share = None;
     let body = if *request.method() == Method::POST {
         body_share = Some(shared.bodies.take(network).ok_or(Refusal::Busy)?);
-        tokio::time::timeout(BODY_TIMEOUT.min(shared.limits.timeout), read(payload, shared.limits.body))
-            .await
-            .unwrap_or(Err(Refusal::SlowBody))?
+        let within = BODY_TIMEOUT.min(shared.limits.timeout);
+        body::read(payload, shared.limits.body, within).await.map_err(|unread| match unread {
+            Unread::TooLarge => Refusal::TooLarge,
+            Unread::Slow => Refusal::SlowBody,
+        })?
     } else {
         Bytes::new()
     };
@@ -144,24 +148,4 @@ fn begin(shared: &Shared, request: &HttpRequest, status: StatusCode) -> HttpResp
     // Each new block may change the result, and its confirmations.
     response.insert_header((CACHE_CONTROL, "no-store")).append_header((VARY, "Accept"));
     response
-}
-
-/// The whole body, if it is not larger than `most`. Of a larger one a part is read and discarded, so that the client, which is still
-/// sending, receives the answer instead of a broken connection.
-async fn read(mut payload: Payload, most: usize) -> Result<Bytes, Refusal> {
-    let mut body = BytesMut::new();
-    let mut length = 0;
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| Refusal::SlowBody)?;
-        length += chunk.len();
-        if length <= most {
-            body.extend_from_slice(&chunk);
-        } else {
-            body = BytesMut::new();
-        }
-        if length > most.saturating_mul(4) {
-            break;
-        }
-    }
-    if length > most { Err(Refusal::TooLarge) } else { Ok(body.freeze()) }
 }
